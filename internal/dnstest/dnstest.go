@@ -1,0 +1,240 @@
+// Package dnstest is a DNS server inside the process, for tests, the
+// demonstration and the load programs. To its clients it looks like a validating
+// resolver: it answers from zone-file lines and sets the AD bit on every answer
+// that does not touch a name marked insecure. Names can be made to fail.
+package dnstest
+
+import (
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// Server answers queries on one UDP and one TCP port of the same address.
+type Server struct {
+	// Addr is the host:port it listens on.
+	Addr string
+
+	udp, tcp *dns.Server
+
+	mu       sync.Mutex
+	zone     map[string][]dns.RR // by lower-case owner name
+	insecure map[string]bool
+	fail     map[string]int
+	delay    time.Duration
+	handler  func(w dns.ResponseWriter, q *dns.Msg) bool
+	queries  []string
+}
+
+// Start listens on addr, for example "127.0.0.1:0".
+func Start(addr string) (*Server, error) {
+	s := &Server{
+		zone:     map[string][]dns.RR{},
+		insecure: map[string]bool{},
+		fail:     map[string]int{},
+	}
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("dnstest: %w", err)
+	}
+	s.Addr = ln.Addr().String()
+	pc, err := net.ListenPacket("udp", s.Addr)
+	if err != nil {
+		ln.Close()
+		return nil, fmt.Errorf("dnstest: %w", err)
+	}
+	s.udp = &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(s.serve)}
+	s.tcp = &dns.Server{Listener: ln, Handler: dns.HandlerFunc(s.serve), MaxTCPQueries: -1}
+	for _, srv := range []*dns.Server{s.udp, s.tcp} {
+		started := make(chan struct{})
+		srv.NotifyStartedFunc = func() { close(started) }
+		go srv.ActivateAndServe()
+		<-started
+	}
+	return s, nil
+}
+
+// Close stops the server.
+func (s *Server) Close() {
+	s.udp.Shutdown()
+	s.tcp.Shutdown()
+}
+
+// Add adds resource records in zone-file form, one a line, for example
+//
+//	example.com. 300 IN TXT "v=spf1 -all"
+//
+// It panics on a line it cannot read: those are the test's own.
+func (s *Server) Add(lines string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	zp := dns.NewZoneParser(strings.NewReader(lines), ".", "")
+	for rr, ok := zp.Next(); ok; rr, ok = zp.Next() {
+		name := strings.ToLower(rr.Header().Name)
+		s.zone[name] = append(s.zone[name], rr)
+	}
+	if err := zp.Err(); err != nil {
+		panic("dnstest: " + err.Error())
+	}
+}
+
+// Remove forgets all records of name.
+func (s *Server) Remove(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.zone, strings.ToLower(dns.Fqdn(name)))
+}
+
+// SetInsecure makes answers that contain or deny name come without the AD bit.
+func (s *Server) SetInsecure(names ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range names {
+		s.insecure[strings.ToLower(dns.Fqdn(n))] = true
+	}
+}
+
+// SetRcode makes every query for name fail with rcode, such as
+// dns.RcodeServerFailure; dns.RcodeSuccess takes that back. A negative rcode
+// makes the server not answer at all.
+func (s *Server) SetRcode(name string, rcode int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	name = strings.ToLower(dns.Fqdn(name))
+	if rcode == dns.RcodeSuccess {
+		delete(s.fail, name)
+		return
+	}
+	s.fail[name] = rcode
+}
+
+// SetDelay makes every answer wait.
+func (s *Server) SetDelay(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.delay = d
+}
+
+// Handle calls h before anything else; if h returns true the query has been
+// dealt with. For answers that a well-behaved server would not give.
+func (s *Server) Handle(h func(w dns.ResponseWriter, q *dns.Msg) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.handler = h
+}
+
+// Queries returns the queries so far as "name. TYPE", in order, and forgets them.
+func (s *Server) Queries() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	q := s.queries
+	s.queries = nil
+	return q
+}
+
+func (s *Server) serve(w dns.ResponseWriter, q *dns.Msg) {
+	if len(q.Question) != 1 {
+		return
+	}
+	question := q.Question[0]
+	name := strings.ToLower(question.Name)
+
+	s.mu.Lock()
+	if len(s.queries) < 100000 {
+		s.queries = append(s.queries, name+" "+dns.TypeToString[question.Qtype])
+	}
+	handler, delay := s.handler, s.delay
+	rcode, failing := s.fail[name]
+	reply := s.answer(q, name)
+	s.mu.Unlock()
+
+	if handler != nil && handler(w, q) {
+		return
+	}
+	if delay > 0 {
+		time.Sleep(delay)
+	}
+	if failing {
+		if rcode < 0 {
+			return
+		}
+		reply = new(dns.Msg)
+		reply.SetRcode(q, rcode)
+	}
+	if _, overUDP := w.RemoteAddr().(*net.UDPAddr); overUDP {
+		size := dns.MinMsgSize
+		if opt := q.IsEdns0(); opt != nil {
+			size = int(opt.UDPSize())
+		}
+		reply.Truncate(size)
+	}
+	w.WriteMsg(reply)
+}
+
+// answer follows CNAMEs inside the zone as a resolver would. s.mu is held.
+func (s *Server) answer(q *dns.Msg, name string) *dns.Msg {
+	qtype := q.Question[0].Qtype
+	reply := new(dns.Msg)
+	reply.SetReply(q)
+	reply.RecursionAvailable = true
+	secure := true
+	for range 16 {
+		secure = secure && !s.insecureAt(name)
+		var alias string
+		found := false
+		for _, rr := range s.zone[name] {
+			switch {
+			case rr.Header().Rrtype == qtype || qtype == dns.TypeANY:
+				reply.Answer = append(reply.Answer, rr)
+				found = true
+			case rr.Header().Rrtype == dns.TypeCNAME:
+				reply.Answer = append(reply.Answer, rr)
+				alias = strings.ToLower(rr.(*dns.CNAME).Target)
+			}
+		}
+		if found || alias == "" {
+			if !found {
+				s.deny(reply, name)
+			}
+			break
+		}
+		name = alias
+	}
+	if opt := q.IsEdns0(); opt != nil {
+		reply.SetEdns0(1232, opt.Do())
+	}
+	reply.AuthenticatedData = secure && (q.AuthenticatedData || q.IsEdns0() != nil && q.IsEdns0().Do())
+	return reply
+}
+
+// insecureAt says whether name or a name above it is marked insecure.
+func (s *Server) insecureAt(name string) bool {
+	for n := name; ; {
+		if s.insecure[n] {
+			return true
+		}
+		_, rest, ok := strings.Cut(n, ".")
+		if !ok || rest == "" {
+			return false
+		}
+		n = rest
+	}
+}
+
+// deny makes reply say that name has no such records (NODATA) if name or
+// anything below it exists, else that it does not exist (NXDOMAIN).
+func (s *Server) deny(reply *dns.Msg, name string) {
+	reply.Rcode = dns.RcodeNameError
+	for n := range s.zone {
+		if n == name || strings.HasSuffix(n, "."+name) {
+			reply.Rcode = dns.RcodeSuccess
+			break
+		}
+	}
+	soa, _ := dns.NewRR(". 300 IN SOA ns.test. hostmaster.test. 1 3600 600 86400 60")
+	reply.Ns = append(reply.Ns, soa)
+}

@@ -1,0 +1,104 @@
+package ruapost
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// GroupID names the rows of one window, domain and policy in the store.
+type GroupID uint64
+
+// Group is what the store knows of the rows of one kind, window, domain and
+// policy: the policy and the totals. A DMARC report is made of one group, a TLS
+// report of all groups of its window and domain.
+type Group struct {
+	ID     GroupID `json:"id"`
+	Kind   Kind    `json:"kind"`
+	Window Window  `json:"window"`
+	// Domain is the policy domain of a DMARC report, or the domain whose TLSRPT
+	// record asks for the report.
+	Domain string `json:"domain"`
+	// DMARC is the policy of a group of evaluations, else nil.
+	DMARC *DMARCPolicy `json:"dmarc,omitempty"`
+	// TLS is the policy of a group of sessions, else nil.
+	TLS *TLSPolicy `json:"tls,omitempty"`
+	// Total counts all messages or sessions, Rows the distinct rows. Past the
+	// store's bound on rows a message is counted in Total alone.
+	Total int64 `json:"total"`
+	Rows  int64 `json:"rows"`
+	// Required counts the evaluations that are not Optional; Failed the sessions
+	// that failed. The one that does not apply is zero.
+	Required int64 `json:"required,omitempty"`
+	Failed   int64 `json:"failed,omitempty"`
+}
+
+// Row is a distinct DMARCResult or TLSFailure with the number of times it was
+// recorded in its group.
+type Row struct {
+	Count int64
+	// Data is the JSON form of the DMARCResult or TLSFailure.
+	Data json.RawMessage
+}
+
+// ReportState is how far a report has come.
+type ReportState string
+
+const (
+	// ReportSealed: the groups were taken out of what is being recorded, so that
+	// their rows no longer change. The report's content is not on disk yet.
+	ReportSealed ReportState = "sealed"
+	// ReportComposed: the content is frozen in the outbox; its rows are no longer
+	// needed. Recipients are being served.
+	ReportComposed ReportState = "composed"
+	// ReportDone: every recipient was served or given up.
+	ReportDone ReportState = "done"
+)
+
+// RecipientState is how far the delivery of a report to one recipient has come.
+type RecipientState string
+
+const (
+	// RecipientWaiting: to be tried at NotBefore.
+	RecipientWaiting RecipientState = "waiting"
+	// RecipientSent: sendmail took the mail.
+	RecipientSent RecipientState = "sent"
+	// RecipientFailed: given up; Error says why.
+	RecipientFailed RecipientState = "failed"
+)
+
+// Report is one report from the moment its rows are taken until every recipient
+// was served. Its identifier, window and content never change.
+type Report struct {
+	// ID is unique and made of letters and digits only, so that it can stand in
+	// a file name (RFC 9990 3.5.1).
+	ID     string      `json:"id"`
+	Kind   Kind        `json:"kind"`
+	Domain string      `json:"domain"`
+	Window Window      `json:"window"`
+	Sealed time.Time   `json:"sealed"`
+	State  ReportState `json:"state"`
+	// Groups are the groups the report is made of, with their totals as sealed.
+	Groups []Group `json:"groups"`
+	// Recipients are the destinations in the order in which the domain's record
+	// names them.
+	Recipients []Recipient `json:"recipients"`
+	// Finished is when State became ReportDone.
+	Finished time.Time `json:"finished,omitzero"`
+}
+
+// Recipient is one destination of a report.
+type Recipient struct {
+	// URI is the destination as published.
+	URI string `json:"uri"`
+	// Address is the mail address to send to. It is empty until the destination
+	// is known to accept reports about the domain (RFC 9990 4).
+	Address string         `json:"address,omitempty"`
+	State   RecipientState `json:"state"`
+	// Attempts counts the times the mail was handed to sendmail, or the
+	// destination's consent was asked for in vain.
+	Attempts  int       `json:"attempts,omitempty"`
+	NotBefore time.Time `json:"not_before,omitzero"`
+	// Last is the time of the last attempt.
+	Last  time.Time `json:"last,omitzero"`
+	Error string    `json:"error,omitempty"`
+}
