@@ -1,0 +1,504 @@
+package bboltstore
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	bolt "go.etcd.io/bbolt"
+
+	"ruapost"
+)
+
+var noon = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+
+func openStore(t *testing.T, path string) *Store {
+	t.Helper()
+	s, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func evaluation(domain string, lastOctet byte) *ruapost.Evaluation {
+	return &ruapost.Evaluation{
+		Time:   noon,
+		Policy: ruapost.DMARCPolicy{Domain: domain, P: ruapost.DispositionReject, ADKIM: ruapost.Relaxed, ASPF: ruapost.Relaxed, FO: "0", Percent: 100, Discovery: "treewalk"},
+		Result: ruapost.DMARCResult{
+			SourceIP:    netip.AddrFrom4([4]byte{192, 0, 2, lastOctet}),
+			Disposition: ruapost.DispositionPass,
+			AlignedDKIM: true,
+			HeaderFrom:  domain,
+			DKIM:        []ruapost.DKIMResult{{Domain: domain, Selector: "s1", Result: ruapost.AuthPass}},
+			SPF:         ruapost.SPFResult{Domain: domain, Result: ruapost.AuthPass},
+		},
+	}
+}
+
+func mustRecord(t *testing.T, s *Store, evs ...*ruapost.Evaluation) {
+	t.Helper()
+	for _, e := range evs {
+		if err := s.RecordEvaluation(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// counts returns the row counts of a group by source address.
+func counts(t *testing.T, s *Store, id ruapost.GroupID) map[string]int64 {
+	t.Helper()
+	got := map[string]int64{}
+	for row, err := range s.Rows(t.Context(), id) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		var r ruapost.DMARCResult
+		if err := json.Unmarshal(row.Data, &r); err != nil {
+			t.Fatal(err)
+		}
+		got[r.SourceIP.String()] += row.Count
+	}
+	return got
+}
+
+func groups(t *testing.T, s *Store, before time.Time) []ruapost.Group {
+	t.Helper()
+	g, err := s.Groups(t.Context(), before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+func TestEqualRowsMerge(t *testing.T) {
+	s := openStore(t, filepath.Join(t.TempDir(), "db"))
+	optional := evaluation("example.com", 1)
+	optional.Optional = true
+	mustRecord(t, s, evaluation("example.com", 1), evaluation("example.com", 1), evaluation("example.com", 2), optional)
+
+	if g := groups(t, s, noon); len(g) != 0 {
+		t.Errorf("a window that is not over was returned: %+v", g)
+	}
+	gs := groups(t, s, noon.Add(12*time.Hour))
+	if len(gs) != 1 {
+		t.Fatalf("%d groups, want 1", len(gs))
+	}
+	g := gs[0]
+	want := ruapost.Group{
+		ID: g.ID, Kind: ruapost.KindDMARC, Window: ruapost.Day(noon), Domain: "example.com",
+		DMARC: &evaluation("example.com", 1).Policy, Total: 4, Rows: 2, Required: 3,
+	}
+	if d := cmp.Diff(want, g); d != "" {
+		t.Error(d)
+	}
+	if d := cmp.Diff(map[string]int64{"192.0.2.1": 3, "192.0.2.2": 1}, counts(t, s, g.ID)); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestPoliciesAndDaysAreApart(t *testing.T) {
+	s := openStore(t, filepath.Join(t.TempDir(), "db"))
+	changed := evaluation("example.com", 1)
+	changed.Policy.P = ruapost.DispositionNone
+	nextDay := evaluation("example.com", 1)
+	nextDay.Time = noon.Add(24 * time.Hour)
+	lastSecond := evaluation("example.com", 1)
+	lastSecond.Time = noon.Add(12*time.Hour - 1)
+	mustRecord(t, s, evaluation("example.com", 1), changed, nextDay, lastSecond)
+	var got []string
+	for _, g := range groups(t, s, noon.Add(48*time.Hour)) {
+		got = append(got, fmt.Sprintf("%d %s %d", g.Window.Start.Day(), g.DMARC.P, g.Total))
+	}
+	if len(got) != 3 || !strings.Contains(strings.Join(got, ","), "22 reject 2") {
+		t.Errorf("groups %v", got)
+	}
+}
+
+func TestSessions(t *testing.T) {
+	s := openStore(t, filepath.Join(t.TempDir(), "db"))
+	sts := ruapost.TLSPolicy{Type: ruapost.PolicySTS, Domain: "example.net", Strings: []string{"version: STSv1"}, MXHosts: []string{"mx.example.net"}}
+	failure := ruapost.TLSFailure{Result: ruapost.ResultCertificateExpired, ReceivingMX: "mx.example.net"}
+	err := s.RecordSessions(t.Context(), []ruapost.Session{
+		{Time: noon, Domain: "example.net", Policy: sts},
+		{Time: noon, Domain: "example.net", Policy: sts, Failed: true, Failures: []ruapost.TLSFailure{failure}},
+		{Time: noon, Domain: "example.net", Policy: sts, Failed: true, Failures: []ruapost.TLSFailure{failure}},
+		{Time: noon, Domain: "example.net", Policy: ruapost.TLSPolicy{Type: ruapost.PolicyNone, Domain: "example.net"}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gs := groups(t, s, noon.Add(24*time.Hour))
+	if len(gs) != 2 {
+		t.Fatalf("%d groups, want 2", len(gs))
+	}
+	for _, g := range gs {
+		if g.TLS.Type != ruapost.PolicySTS {
+			continue
+		}
+		if g.Total != 3 || g.Failed != 2 || g.Rows != 1 {
+			t.Errorf("totals %+v", g)
+		}
+		for row, err := range s.Rows(t.Context(), g.ID) {
+			var f ruapost.TLSFailure
+			if err != nil || json.Unmarshal(row.Data, &f) != nil || row.Count != 2 || f != failure {
+				t.Errorf("row %d %s, %v", row.Count, row.Data, err)
+			}
+		}
+	}
+}
+
+// What is recorded after a group was sealed must not change the sealed report, and
+// must not be lost either.
+func TestSealedRowsNeverChange(t *testing.T) {
+	s := openStore(t, filepath.Join(t.TempDir(), "db"))
+	mustRecord(t, s, evaluation("example.com", 1), evaluation("example.com", 2))
+	after := noon.Add(24 * time.Hour)
+	r := &ruapost.Report{ID: "r1", Kind: ruapost.KindDMARC, Domain: "example.com", Groups: groups(t, s, after), State: ruapost.ReportSealed}
+	mustRecord(t, s, evaluation("example.com", 1)) // between reading and sealing
+	if err := s.Seal(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	if r.Groups[0].Total != 3 {
+		t.Errorf("sealed total %d, want 3", r.Groups[0].Total)
+	}
+	mustRecord(t, s, evaluation("example.com", 1))
+	if d := cmp.Diff(map[string]int64{"192.0.2.1": 2, "192.0.2.2": 1}, counts(t, s, r.Groups[0].ID)); d != "" {
+		t.Error(d)
+	}
+	if gs := groups(t, s, after); len(gs) != 1 || gs[0].Total != 1 || gs[0].ID == r.Groups[0].ID {
+		t.Errorf("late row: %+v", gs)
+	}
+	again := &ruapost.Report{ID: "r2", Kind: ruapost.KindDMARC, Domain: "example.com", Groups: r.Groups}
+	if err := s.Seal(t.Context(), again); err != nil || len(again.Groups) != 0 {
+		t.Errorf("sealing twice: %+v, %v", again.Groups, err)
+	}
+	reports, err := s.Reports(t.Context())
+	if err != nil || len(reports) != 1 || reports[0].ID != "r1" {
+		t.Fatalf("reports %+v, %v", reports, err)
+	}
+	for range 2 {
+		if err := s.DropRows(t.Context(), r.Groups); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := counts(t, s, r.Groups[0].ID); len(got) != 0 {
+		t.Errorf("rows left: %v", got)
+	}
+	if got := counts(t, s, groups(t, s, after)[0].ID); got["192.0.2.1"] != 1 {
+		t.Errorf("rows of the late group: %v", got)
+	}
+}
+
+func TestRowsComeInChunks(t *testing.T) {
+	s := openStore(t, filepath.Join(t.TempDir(), "db"))
+	const n = 2*chunk + 1
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			e := evaluation("example.com", 1)
+			e.Result.EnvelopeFrom = fmt.Sprintf("d%d.example", i)
+			if err := s.RecordEvaluation(context.Background(), e); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	gs := groups(t, s, noon.Add(24*time.Hour))
+	if len(gs) != 1 || gs[0].Rows != n || counts(t, s, gs[0].ID)["192.0.2.1"] != n {
+		t.Fatalf("groups %+v", gs)
+	}
+	if err := s.Drop(t.Context(), gs); err != nil {
+		t.Fatal(err)
+	}
+	if got := counts(t, s, gs[0].ID); len(got) != 0 {
+		t.Errorf("rows left: %v", got)
+	}
+}
+
+func TestRowBounds(t *testing.T) {
+	s := openStore(t, filepath.Join(t.TempDir(), "db"))
+	big := evaluation("example.com", 1)
+	big.Result.DKIM[0].Reason = strings.Repeat("x", MaxRowBytes)
+	mustRecord(t, s, evaluation("example.com", 1), big)
+	gs := groups(t, s, noon.Add(24*time.Hour))
+	if len(gs) != 1 || gs[0].Total != 2 || gs[0].Rows != 1 {
+		t.Errorf("an overlong row must only be counted: %+v", gs)
+	}
+
+	// A group at its bound: counted, not stored.
+	g := groupValue{id: 7, rows: MaxGroupRows}
+	add := map[[hashLen]byte]*rowAddition{{1}: {count: 1, data: []byte("{}")}}
+	err := s.update(t.Context(), func(tx *bolt.Tx) error {
+		cut, err := writeRows(tx.Bucket(rowsBucket), &g, add)
+		if cut != 1 || g.rows != MaxGroupRows {
+			t.Errorf("cut %d, rows %d", cut, g.rows)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// While the file cannot be had, record calls return at their deadline and the rows
+// are written as soon as it can be had again.
+func TestHeldLock(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	s := openStore(t, path)
+	other, err := open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := s.RecordEvaluation(ctx, evaluation("example.com", 1)); !errors.Is(err, ErrQueued) {
+		t.Errorf("record with the file locked: %v", err)
+	}
+	if _, err := s.Groups(ctx, noon); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("read with the file locked: %v", err)
+	}
+	for i := range MaxQueue + 10 {
+		e := evaluation(fmt.Sprintf("d%d.example", i), 1)
+		if err := s.RecordEvaluation(ctx, e); errors.Is(err, ErrQueueFull) {
+			break
+		} else if i > MaxQueue {
+			t.Fatal("the queue has no end")
+		}
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for err = ErrQueueFull; errors.Is(err, ErrQueueFull); { // until the first batches are written
+		err = s.RecordEvaluation(t.Context(), evaluation("example.com", 1))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range groups(t, s, noon.Add(24*time.Hour)) {
+		if g.Domain == "example.com" && g.Total != 2 {
+			t.Errorf("total %d, want 2", g.Total)
+		}
+	}
+}
+
+func TestCloseWritesTheQueue(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	s := openStore(t, path)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 100 {
+		if err := s.RecordEvaluation(ended, evaluation("example.com", 1)); err != nil && !errors.Is(err, ErrQueued) {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.RecordEvaluation(t.Context(), evaluation("example.com", 1)); !errors.Is(err, ErrClosed) {
+		t.Errorf("record after Close: %v", err)
+	}
+	if gs := groups(t, openStore(t, path), noon.Add(24*time.Hour)); len(gs) != 1 || gs[0].Total != 100 {
+		t.Errorf("groups %+v", gs)
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	dir := t.TempDir()
+	newer := filepath.Join(dir, "newer")
+	openStore(t, newer).Close()
+	setSchema(t, newer, schema+1)
+	other := filepath.Join(dir, "other")
+	db, err := bolt.Open(other, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.Close()
+	text := filepath.Join(dir, "text")
+	if err := os.WriteFile(text, []byte(strings.Repeat("no database\n", 1000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		newer:                          "was written by a newer version of ruapost (schema 2; this program knows 1)",
+		other:                          "is a bbolt file, but not a ruapost store",
+		text:                           "invalid database",
+		filepath.Join(dir, "no", "db"): "no such file or directory",
+	} {
+		if _, err := Open(path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("Open(%s): %v; want %q", filepath.Base(path), err, want)
+		}
+	}
+}
+
+func setSchema(t *testing.T, path string, v uint64) {
+	t.Helper()
+	db, err := bolt.Open(path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	err = db.Update(func(tx *bolt.Tx) error {
+		return tx.Bucket(metaBucket).Put(schemaKey, binary.BigEndian.AppendUint64(nil, v))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A waiter whose file was replaced while it waited must write into the new one:
+// this is what compaction does.
+func TestReplacedFileIsNotWrittenTo(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	s := openStore(t, path)
+	db, err := open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() { done <- s.RecordEvaluation(context.Background(), evaluation("example.com", 1)) }()
+	waitForWaiter(t, path)
+	if err := os.Rename(path, path+".old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := create(path); err != nil {
+		t.Fatal(err)
+	}
+	db.Close()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if gs := groups(t, s, noon.Add(24*time.Hour)); len(gs) != 1 {
+		t.Errorf("the row is not in the file that the path names: %+v", gs)
+	}
+}
+
+// waitForWaiter returns when somebody holds the turnstile, which means that they
+// wait for the file.
+func waitForWaiter(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Open(path + ".lock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for range 5000 {
+		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB); err != nil {
+			return
+		}
+		syscall.Flock(int(f.Fd()), syscall.LOCK_UN)
+		time.Sleep(time.Millisecond)
+	}
+	t.Fatal("nobody came to wait")
+}
+
+// TestKilledWriters kills writer processes at random and counts what they said was
+// on disk.
+func TestKilledWriters(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	s := openStore(t, path)
+	acknowledged := map[string]int64{}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for w := range 2 {
+		wg.Go(func() {
+			for range 10 {
+				n := runWriter(t, path, byte(w))
+				mu.Lock()
+				acknowledged[netip.AddrFrom4([4]byte{192, 0, 2, byte(w)}).String()] += n
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	gs := groups(t, s, noon.Add(24*time.Hour))
+	if len(gs) != 1 {
+		t.Fatalf("groups %+v", gs)
+	}
+	got := counts(t, s, gs[0].ID)
+	for ip, n := range acknowledged {
+		// Each of the ten lives may have ended between commit and answer.
+		if got[ip] < n || got[ip] > n+10*writerCalls || n == 0 {
+			t.Errorf("%s: %d in the file, %d acknowledged", ip, got[ip], n)
+		}
+	}
+	err := s.view(t.Context(), func(tx *bolt.Tx) error {
+		for err := range tx.Check() {
+			t.Error(err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// writerCalls is how many record calls a writer process has under way at a time.
+const writerCalls = 4
+
+func runWriter(t *testing.T, path string, who byte) (acknowledged int64) {
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "BBOLTSTORE_TEST_WRITER="+path, fmt.Sprintf("BBOLTSTORE_TEST_WHO=%d", who))
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Error(err)
+		return 0
+	}
+	if err := cmd.Start(); err != nil {
+		t.Error(err)
+		return 0
+	}
+	timer := time.AfterFunc(50*time.Millisecond+rand.N(150*time.Millisecond), func() { cmd.Process.Kill() })
+	defer timer.Stop()
+	for sc := bufio.NewScanner(out); sc.Scan(); {
+		acknowledged++
+	}
+	cmd.Wait()
+	return acknowledged
+}
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv("BBOLTSTORE_TEST_WRITER"); path != "" {
+		write(path)
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func write(path string) {
+	s, err := Open(path)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	var who byte
+	fmt.Sscan(os.Getenv("BBOLTSTORE_TEST_WHO"), &who)
+	var wg sync.WaitGroup
+	for range writerCalls {
+		wg.Go(func() {
+			for {
+				if err := s.RecordEvaluation(context.Background(), evaluation("example.com", who)); err != nil {
+					fmt.Fprintln(os.Stderr, err)
+					os.Exit(1)
+				}
+				os.Stdout.WriteString("ok\n")
+			}
+		})
+	}
+	wg.Wait()
+}

@@ -1,0 +1,37 @@
+package bboltstore
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+var (
+	recorded = promauto.NewCounter(prometheus.CounterOpts{
+		Name: "ruapost_store_records_total",
+		Help: "Evaluations and sessions that are on disk.",
+	})
+	dropped = promauto.NewCounterVec(prometheus.CounterOpts{
+		Name: "ruapost_store_dropped_total",
+		Help: "What was not recorded in full, by the limit that was hit: " +
+			"queue (nothing was kept), file_full (nothing was kept), closed (nothing was kept), " +
+			"row_bytes and group_rows (counted in the total, details left out).",
+	}, []string{"limit"})
+	writeErrors = promauto.NewCounter(prometheus.CounterOpts{
+		Name: "ruapost_store_errors_total",
+		Help: "Times the file could not be opened or written.",
+	})
+	queueLength = promauto.NewGauge(prometheus.GaugeOpts{
+		Name: "ruapost_store_queue_rows",
+		Help: "Distinct rows that wait to be written.",
+	})
+	lockWait = promauto.NewHistogram(prometheus.HistogramOpts{
+		Name:    "ruapost_store_open_seconds",
+		Help:    "Time to get hold of the shared file.",
+		Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9),
+	})
+	commitTime = promauto.NewHistogram(prometheus.HistogramOpts{
+		Name:    "ruapost_store_commit_seconds",
+		Help:    "Time to write one batch.",
+		Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9),
+	})
+)
