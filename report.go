@@ -22,10 +22,12 @@ type Group struct {
 	DMARC *DMARCPolicy `json:"dmarc,omitempty"`
 	// TLS is the policy of a group of sessions, else nil.
 	TLS *TLSPolicy `json:"tls,omitempty"`
-	// Total counts all messages or sessions, Rows the distinct rows. Past the
-	// store's bound on rows a message is counted in Total alone.
+	// Total counts all messages or sessions.
 	Total int64 `json:"total"`
-	Rows  int64 `json:"rows"`
+	// Rows is the number of distinct rows, Listed the sum of their counts. Past the
+	// store's bounds on rows a message is counted in Total alone.
+	Rows   int64 `json:"rows"`
+	Listed int64 `json:"listed"`
 	// Required counts the evaluations that are not Optional; Failed the sessions
 	// that failed. The one that does not apply is zero.
 	Required int64 `json:"required,omitempty"`
@@ -90,10 +92,11 @@ type Report struct {
 type Recipient struct {
 	// URI is the destination as published.
 	URI string `json:"uri"`
-	// Address is the mail address to send to. It is empty until the destination
-	// is known to accept reports about the domain (RFC 9990 4).
-	Address string         `json:"address,omitempty"`
-	State   RecipientState `json:"state"`
+	// Address is the mail address to send to, Accepted whether it is known to
+	// accept reports about the domain (RFC 9990 4).
+	Address  string         `json:"address"`
+	Accepted bool           `json:"accepted,omitempty"`
+	State    RecipientState `json:"state"`
 	// Attempts counts the times the mail was handed to sendmail, or the
 	// destination's consent was asked for in vain.
 	Attempts  int       `json:"attempts,omitempty"`

@@ -102,7 +102,7 @@ func TestEqualRowsMerge(t *testing.T) {
 	g := gs[0]
 	want := ruapost.Group{
 		ID: g.ID, Kind: ruapost.KindDMARC, Window: ruapost.Day(noon), Domain: "example.com",
-		DMARC: &evaluation("example.com", 1).Policy, Total: 4, Rows: 2, Required: 3,
+		DMARC: &evaluation("example.com", 1).Policy, Total: 4, Rows: 2, Listed: 4, Required: 3,
 	}
 	if d := cmp.Diff(want, g); d != "" {
 		t.Error(d)
@@ -237,7 +237,7 @@ func TestRowBounds(t *testing.T) {
 	big.Result.DKIM[0].Reason = strings.Repeat("x", MaxRowBytes)
 	mustRecord(t, s, evaluation("example.com", 1), big)
 	gs := groups(t, s, noon.Add(24*time.Hour))
-	if len(gs) != 1 || gs[0].Total != 2 || gs[0].Rows != 1 {
+	if len(gs) != 1 || gs[0].Total != 2 || gs[0].Rows != 1 || gs[0].Listed != 1 {
 		t.Errorf("an overlong row must only be counted: %+v", gs)
 	}
 

@@ -208,6 +208,7 @@ func writeRows(rows *bolt.Bucket, g *groupValue, add map[[hashLen]byte]*rowAddit
 		} else {
 			g.rows++
 		}
+		g.listed += add[h].count
 		value := binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(add[h].data)), count)
 		if err := rows.Put(key, append(value, add[h].data...)); err != nil {
 			return 0, err
@@ -218,12 +219,12 @@ func writeRows(rows *bolt.Bucket, g *groupValue, add map[[hashLen]byte]*rowAddit
 
 // groupValue is the value of a key in the groups bucket.
 type groupValue struct {
-	id                            uint64
-	total, rows, required, failed uint64
-	policy                        []byte
+	id                                    uint64
+	total, rows, listed, required, failed uint64
+	policy                                []byte
 }
 
-const groupHeader = 5 * 8
+const groupHeader = 6 * 8
 
 // loadGroup returns the group at key, or a new one.
 func loadGroup(groups *bolt.Bucket, key, policy []byte) (groupValue, error) {
@@ -240,14 +241,14 @@ func decodeGroup(v []byte) (groupValue, error) {
 	}
 	u := func(i int) uint64 { return binary.BigEndian.Uint64(v[8*i:]) }
 	return groupValue{
-		id: u(0), total: u(1), rows: u(2), required: u(3), failed: u(4),
+		id: u(0), total: u(1), rows: u(2), listed: u(3), required: u(4), failed: u(5),
 		policy: v[groupHeader:],
 	}, nil
 }
 
 func (g *groupValue) encode() []byte {
 	v := make([]byte, 0, groupHeader+len(g.policy))
-	for _, n := range []uint64{g.id, g.total, g.rows, g.required, g.failed} {
+	for _, n := range []uint64{g.id, g.total, g.rows, g.listed, g.required, g.failed} {
 		v = binary.BigEndian.AppendUint64(v, n)
 	}
 	return append(v, g.policy...)

@@ -70,7 +70,7 @@ func readGroup(key, value []byte) (g ruapost.Group, err error) {
 		return g, err
 	}
 	g.ID = ruapost.GroupID(v.id)
-	g.Total, g.Rows = int64(v.total), int64(v.rows)
+	g.Total, g.Rows, g.Listed = int64(v.total), int64(v.rows), int64(v.listed)
 	g.Required, g.Failed = int64(v.required), int64(v.failed)
 	var policy any = &g.DMARC
 	if g.Kind == ruapost.KindTLS {

@@ -68,11 +68,16 @@ func (s *Server) Close() {
 //
 //	example.com. 300 IN TXT "v=spf1 -all"
 //
-// It panics on a line it cannot read: those are the test's own.
+// Each names its owner; indentation does not count. It panics on a line it cannot
+// read: those are the test's own.
 func (s *Server) Add(lines string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	zp := dns.NewZoneParser(strings.NewReader(lines), ".", "")
+	var b strings.Builder
+	for line := range strings.Lines(lines) {
+		b.WriteString(strings.TrimLeft(line, " \t")) // to the parser it means "the owner above"
+	}
+	zp := dns.NewZoneParser(strings.NewReader(b.String()), ".", "")
 	for rr, ok := zp.Next(); ok; rr, ok = zp.Next() {
 		name := strings.ToLower(rr.Header().Name)
 		s.zone[name] = append(s.zone[name], rr)

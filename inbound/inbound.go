@@ -1,0 +1,190 @@
+// Package inbound turns what Postfix tells a milter about a message into an
+// Evaluation: it verifies SPF and DKIM, finds the DMARC policy, decides alignment,
+// adds an Authentication-Results field and records the result.
+//
+// Nothing that happens here may cost mail: whatever goes wrong inside, the answer
+// to Postfix is Continue. The answer waits for DNS at most Budget and for the
+// record at most Config.RecordTimeout.
+package inbound
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/emersion/go-milter"
+
+	"ruapost"
+	"ruapost/dmarc"
+	"ruapost/resolver"
+)
+
+// Bounds of a connection and a message.
+const (
+	// Budget is how long the answer at the end of a message may wait for DNS. What
+	// is not known then counts as a temporary error. Postfix itself waits 300 s
+	// (milter_content_timeout).
+	Budget = 20 * time.Second
+	// MaxHeader is the size in bytes of a message's header. A message with a larger
+	// one is passed on unjudged.
+	MaxHeader = 1 << 20
+	// MaxSignatures is the number of DKIM signatures of a message that are
+	// verified.
+	MaxSignatures = 10
+	// MaxBlankLines is the size in bytes of a run of blank lines inside a body.
+	// Signatures of a message with a longer one get the result "policy": hashing
+	// it costs time that grows with the square of its length.
+	MaxBlankLines = 64 << 10
+	// MaxKeyRecord is the size in bytes of a DKIM key record. A larger one cannot
+	// hold a key of 8192 bits or less.
+	MaxKeyRecord = 2 << 10
+
+	// idleTimeout is how long Postfix may be silent. It keeps the connection for
+	// as long as its SMTP client keeps theirs (smtpd_timeout, 300 s).
+	idleTimeout  = 15 * time.Minute
+	writeTimeout = 30 * time.Second
+	readBuffer   = 16 << 10
+)
+
+// Resolver is what this package asks of DNS.
+type Resolver interface {
+	dmarc.Resolver
+	SPF(client netip.Addr) resolver.SPF
+}
+
+// Recorder is what this package asks of the store. RecordEvaluation returns when e
+// is on disk or ctx ends; in the latter case e may still be recorded later.
+type Recorder interface {
+	RecordEvaluation(ctx context.Context, e *ruapost.Evaluation) error
+}
+
+// Config is what the administrator decides.
+type Config struct {
+	// AuthservID names this system in Authentication-Results (RFC 8601 2.5).
+	AuthservID string
+	// TrustedNetworks are the clients whose mail is their own affair: they are not
+	// judged, and no reports are made about them.
+	TrustedNetworks []netip.Prefix
+	// RecordTimeout is how long the answer at the end of a message waits for the
+	// evaluation to be on disk.
+	RecordTimeout time.Duration
+}
+
+// Service judges the messages of any number of milter connections.
+type Service struct {
+	Config   Config
+	Resolver Resolver
+	Recorder Recorder
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+}
+
+func (s *Service) now() time.Time {
+	if s.Now != nil {
+		return s.Now()
+	}
+	return time.Now()
+}
+
+// ServeConn speaks the milter protocol on conn until Postfix ends it, ctx ends
+// while no message is under way, or an error makes it useless. It closes conn.
+func (s *Service) ServeConn(ctx context.Context, conn net.Conn) {
+	connections.Inc()
+	defer connections.Dec()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+
+	c := &milterConn{Conn: conn, r: bufio.NewReaderSize(conn, readBuffer), gone: make(chan struct{})}
+	session := &session{service: s, ctx: ctx}
+	server := &milter.Server{
+		// Always the same object: go-milter asks for a new one after every answer
+		// other than Continue, and would forget the client's address with the old
+		// one.
+		NewMilter: func() milter.Milter { return session },
+		Actions:   milter.OptAddHeader | milter.OptChangeHeader,
+		Protocol: milter.OptNoUnknown | milter.OptNoData |
+			milter.OptNoHeloReply | milter.OptNoRcptReply | milter.OptNoHeaderReply |
+			milter.OptNoEOHReply | milter.OptNoBodyReply |
+			// Without it Postfix takes away a blank that DKIM's simple
+			// canonicalization needs.
+			milter.OptHeaderLeadingSpace,
+	}
+	stop := context.AfterFunc(ctx, func() {
+		if session.idle() {
+			c.Close()
+		}
+	})
+	defer stop()
+	server.Serve(&oneConn{conn: c}) // returns at once; the connection lives on
+	<-c.gone
+	session.reset()
+}
+
+// oneConn is a listener with a single connection: one milter.Server per connection
+// keeps state, limits and the end of a connection in our hands.
+type oneConn struct {
+	conn net.Conn
+}
+
+func (l *oneConn) Accept() (net.Conn, error) {
+	if l.conn == nil {
+		return nil, net.ErrClosed
+	}
+	conn := l.conn
+	l.conn = nil
+	return conn, nil
+}
+
+func (l *oneConn) Close() error   { return nil }
+func (l *oneConn) Addr() net.Addr { return nil }
+
+// milterConn adds timeouts and a buffer to a connection and tells when it is over.
+type milterConn struct {
+	net.Conn
+	r    *bufio.Reader
+	once sync.Once
+	gone chan struct{}
+}
+
+func (c *milterConn) Read(p []byte) (int, error) {
+	if c.r.Buffered() == 0 {
+		c.SetReadDeadline(time.Now().Add(idleTimeout))
+	}
+	n, err := c.r.Read(p)
+	// go-milter logs every error but io.EOF; a connection that was silent for too
+	// long or that we closed ourselves is no news.
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, context.DeadlineExceeded) {
+		err = io.EOF
+	}
+	return n, err
+}
+
+func (c *milterConn) Write(p []byte) (int, error) {
+	c.SetWriteDeadline(time.Now().Add(writeTimeout))
+	return c.Conn.Write(p)
+}
+
+func (c *milterConn) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(func() { close(c.gone) })
+	return err
+}
+
+// record waits for the evaluation to be on disk, but no longer than mail may wait.
+func (s *Service) record(e *ruapost.Evaluation) {
+	ctx, cancel := context.WithTimeout(context.Background(), s.Config.RecordTimeout)
+	defer cancel()
+	began := time.Now()
+	err := s.Recorder.RecordEvaluation(ctx, e)
+	recordTime.Observe(time.Since(began).Seconds())
+	if err != nil {
+		recordLate.Inc()
+		slog.Debug("evaluation not on disk in time", "policy_domain", e.Policy.Domain, "err", err)
+	}
+}

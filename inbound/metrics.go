@@ -1,0 +1,40 @@
+package inbound
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+var (
+	connections = promauto.NewGauge(prometheus.GaugeOpts{
+		Name: "ruapost_milter_connections",
+		Help: "Milter connections from Postfix.",
+	})
+	messages = promauto.NewCounterVec(prometheus.CounterOpts{
+		Name: "ruapost_milter_messages_total",
+		Help: "Messages that reached their end, by DMARC result; skipped ones came from " +
+			"trusted networks, authenticated clients or no network at all.",
+	}, []string{"result"})
+	limits = promauto.NewCounterVec(prometheus.CounterOpts{
+		Name: "ruapost_milter_limit_total",
+		Help: "Messages that hit a limit: header, signatures, blank_lines, budget, key_record, recipients.",
+	}, []string{"limit"})
+	panics = promauto.NewCounter(prometheus.CounterOpts{
+		Name: "ruapost_milter_panics_total",
+		Help: "Faults inside this program that were caught; the message went on unjudged.",
+	})
+	recordLate = promauto.NewCounter(prometheus.CounterOpts{
+		Name: "ruapost_milter_record_late_total",
+		Help: "Evaluations that were not on disk when Postfix got its answer.",
+	})
+	recordTime = promauto.NewHistogram(prometheus.HistogramOpts{
+		Name:    "ruapost_milter_record_seconds",
+		Help:    "Time from the verdict until the evaluation was on disk.",
+		Buckets: prometheus.ExponentialBuckets(0.0001, 4, 8),
+	})
+	judgeTime = promauto.NewHistogram(prometheus.HistogramOpts{
+		Name:    "ruapost_milter_judge_seconds",
+		Help:    "Time from the end of a message until its verdict.",
+		Buckets: prometheus.ExponentialBuckets(0.0001, 4, 10),
+	})
+)
