@@ -32,6 +32,9 @@ func ParseDomain(s string) (string, error) {
 	if len(s) > 4*253 { // no U-label form of a valid name is longer
 		return "", fmt.Errorf("%w: %d octets long", ErrDomain, len(s))
 	}
+	if !utf8.ValidString(s) { // idna would make a name of it
+		return "", fmt.Errorf("%w: invalid UTF-8: %q", ErrDomain, Clean(s, 64))
+	}
 	name := strings.TrimSuffix(s, ".")
 	if !isLowerASCII(name) || strings.Contains(name, "xn--") {
 		mapped, err := mailProfile.ToASCII(name)
