@@ -1,0 +1,203 @@
+package resolver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"ruapost"
+	"ruapost/internal/dnstest"
+)
+
+func TestTTL(t *testing.T) {
+	for _, tt := range []struct {
+		name, zone string
+		rcode      int
+		want       string
+		ttl        time.Duration
+	}{
+		{name: "record", zone: "example.com. 300 IN TXT x", ttl: 300 * time.Second},
+		{name: "chain", zone: "example.com. 60 IN CNAME b.example.\nb.example. 300 IN TXT x", ttl: 60 * time.Second},
+		{name: "NXDOMAIN", want: "nxdomain", ttl: 60 * time.Second}, // dnstest's SOA
+		{name: "NODATA", zone: "example.com. 300 IN A 192.0.2.1", want: "nodata", ttl: 60 * time.Second},
+		{name: "failure", rcode: dns.RcodeServerFailure, want: "temporary", ttl: failureTTL},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := startServer(t, tt.zone)
+			s.SetRcode("example.com", tt.rcode)
+			clock := newClock()
+			r := startResolver(t, clock, s)
+			look := func(queries int) {
+				t.Helper()
+				_, _, err := r.LookupTXT(t.Context(), "example.com")
+				if tt.want != "" {
+					checkError(t, err, tt.want)
+				} else if err != nil {
+					t.Fatal(err)
+				}
+				if q := s.Queries(); len(q) != queries {
+					t.Fatalf("%d queries (%q), want %d", len(q), q, queries)
+				}
+			}
+			look(1)
+			clock.Advance(tt.ttl - time.Millisecond)
+			look(0)
+			clock.Advance(2 * time.Millisecond)
+			look(1)
+		})
+	}
+}
+
+func TestCacheKeepsTypesApart(t *testing.T) {
+	r, _ := start(t, "example.com. 300 IN TXT x\nexample.com. 300 IN MX 10 mx.example.com.")
+	for range 2 {
+		txts, _, err := r.LookupTXT(t.Context(), "example.com")
+		mxs, _, err2 := r.LookupMX(t.Context(), "example.com")
+		if len(txts) != 1 || len(mxs) != 1 || err != nil || err2 != nil {
+			t.Fatal(txts, mxs, err, err2)
+		}
+	}
+}
+
+func TestCacheBounds(t *testing.T) {
+	for _, tt := range []struct {
+		name         string
+		size, offers int
+		most         int
+	}{
+		{"entries", 0, maxCacheEntries + 5000, maxCacheEntries},
+		{"octets", maxAnswerBytes, 3 * maxCacheBytes / maxAnswerBytes, maxCacheBytes / maxAnswerBytes},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, err := newCache(newClock().Now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.StopAllGoroutines()
+			for i := range tt.offers {
+				c.Set(key{fmt.Sprint(i), dns.TypeA}, &answer{ttl: maxTTL, size: tt.size})
+			}
+			c.CleanUp()
+			if n := c.EstimatedSize(); n > tt.most || n < tt.most/2 {
+				t.Errorf("%d entries of %d octets, want no more than %d", n, tt.size, tt.most)
+			}
+		})
+	}
+}
+
+// blockServer makes the server wait with its answers until release is called.
+// arrived gets an element for each query.
+func blockServer(s *dnstest.Server) (arrived chan struct{}, release func()) {
+	arrived = make(chan struct{}, 1000)
+	gate := make(chan struct{})
+	s.Handle(func(dns.ResponseWriter, *dns.Msg) bool {
+		arrived <- struct{}{}
+		<-gate
+		return false
+	})
+	return arrived, sync.OnceFunc(func() { close(gate) })
+}
+
+func TestSingleFlight(t *testing.T) {
+	r, s := start(t, "example.com. 300 IN TXT x")
+	arrived, release := blockServer(s)
+	defer release()
+	k := key{"example.com", dns.TypeTXT}
+	first := r.join(k)
+	<-arrived
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() {
+			if txts, _, err := r.LookupTXT(t.Context(), "example.com"); len(txts) != 1 || err != nil {
+				t.Error(txts, err)
+			}
+		})
+	}
+	if r.join(k) != first {
+		t.Error("two lookups under way for one question")
+	}
+	release()
+	wg.Wait()
+	if q := s.Queries(); len(q) != 1 {
+		t.Errorf("queries %q, want one", q)
+	}
+}
+
+func TestCancelledCaller(t *testing.T) {
+	r, s := start(t, "example.com. 300 IN TXT x")
+	arrived, release := blockServer(s)
+	defer release()
+
+	ctx, cancel := context.WithCancel(t.Context())
+	errs := make(chan error, 1)
+	go func() {
+		_, _, err := r.LookupTXT(ctx, "example.com") // starts the lookup
+		errs <- err
+	}()
+	<-arrived
+	f := r.join(key{"example.com", dns.TypeTXT}) // another caller
+	cancel()
+	err := <-errs
+	checkError(t, err, "temporary")
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v does not tell of the cancelled context", err)
+	}
+	release()
+	<-f.done
+	if f.answer.err != nil || len(f.answer.txts) != 1 {
+		t.Errorf("the other caller got %+v", f.answer)
+	}
+	if q := s.Queries(); len(q) != 1 {
+		t.Errorf("queries %q, want one", q)
+	}
+}
+
+func TestDeadline(t *testing.T) {
+	r, s := start(t, "")
+	s.SetRcode("example.com", -1)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	begin := time.Now()
+	_, _, _, err := r.LookupIP(ctx, "example.com")
+	checkError(t, err, "timeout")
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error %v does not tell of the context's deadline", err)
+	}
+	if d := time.Since(begin); d > r.timeout/2 {
+		t.Errorf("returned after %v", d)
+	}
+}
+
+func TestTooManyQueries(t *testing.T) {
+	r, s := start(t, "example.com. 300 IN TXT x")
+	for range maxConcurrent {
+		r.slots <- struct{}{}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // as if the budget were spent
+	a := r.query(ctx, key{"example.com", dns.TypeTXT})
+	checkError(t, a.error(), "temporary")
+	<-r.slots
+	if a := r.query(t.Context(), key{"example.com", dns.TypeTXT}); a.err != nil {
+		t.Error(a.err)
+	}
+	if len(r.slots) != maxConcurrent-1 {
+		t.Errorf("%d slots taken after the query, want %d", len(r.slots), maxConcurrent-1)
+	}
+	if q := s.Queries(); len(q) != 1 {
+		t.Errorf("queries %q, want one", q)
+	}
+}
+
+func TestErrorTextIsClean(t *testing.T) {
+	r, _ := start(t, "")
+	_, _, err := r.LookupTXT(t.Context(), "evil\r\nHeader: x\x00\x1b[31m.example")
+	if got, clean := err.Error(), ruapost.Clean(err.Error(), 1000); got != clean {
+		t.Errorf("error text %q", got)
+	}
+}

@@ -1,0 +1,160 @@
+package resolver
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"blitiri.com.ar/go/spf"
+	"github.com/google/go-cmp/cmp"
+	"github.com/miekg/dns"
+)
+
+var _ spf.DNSResolver = SPF{}
+
+func TestSPF(t *testing.T) {
+	r, s := start(t, `
+		a.example. 300 IN TXT "v=spf1 a " "-all"
+		a.example. 300 IN A 192.0.2.1
+		a.example. 300 IN AAAA 2001:db8::1
+		mx.example. 300 IN TXT "v=spf1 mx -all"
+		mx.example. 300 IN MX 10 a.example.
+		ptr.example. 300 IN TXT "v=spf1 ptr -all"
+		ptr.example. 300 IN A 192.0.2.1
+		1.2.0.192.in-addr.arpa. 300 IN PTR ptr.example.
+		exists.example. 300 IN TXT "v=spf1 exists:%{l}._spf.exists.example -all"
+		joe+list=x._spf.exists.example. 300 IN A 127.0.0.2
+		null.example. 300 IN TXT "v=spf1 mx -all"
+		null.example. 300 IN MX 0 .
+	`)
+	s.SetRcode("broken.example", dns.RcodeServerFailure)
+	s.SetRcode("silent.example", -1)
+	for _, tt := range []struct {
+		client, sender string
+		want           spf.Result
+	}{
+		{"192.0.2.1", "joe@a.example", spf.Pass},
+		{"192.0.2.2", "joe@a.example", spf.Fail},
+		{"2001:db8::1", "joe@a.example", spf.Pass},
+		{"192.0.2.1", "joe@mx.example", spf.Pass},
+		{"192.0.2.1", "joe@null.example", spf.Fail},
+		{"192.0.2.1", "joe@ptr.example", spf.Pass},
+		{"192.0.2.1", "joe@gone.example", spf.None},
+		{"192.0.2.1", "joe@a..example", spf.None},
+		{"192.0.2.1", "joe@broken.example", spf.TempError},
+		{"192.0.2.1", "joe+list=x@exists.example", spf.Pass},
+		{"2001:db8::2", "joe+list=x@exists.example", spf.Pass},
+		{"192.0.2.1", "joe+list@exists.example", spf.Fail},
+	} {
+		client := netip.MustParseAddr(tt.client)
+		got, err := spf.CheckHostWithSender(client.AsSlice(), "helo.example", tt.sender,
+			spf.WithContext(t.Context()), spf.WithResolver(r.SPF(client)))
+		if got != tt.want {
+			t.Errorf("%s from %s: %s (%v), want %s", tt.sender, tt.client, got, err, tt.want)
+		}
+	}
+	t.Run("context ended", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		client := netip.MustParseAddr("192.0.2.1")
+		got, err := spf.CheckHostWithSender(client.AsSlice(), "helo.example", "joe@silent.example",
+			spf.WithContext(ctx), spf.WithResolver(r.SPF(client)))
+		if got != spf.TempError {
+			t.Errorf("%s (%v), want temperror", got, err)
+		}
+	})
+}
+
+// RFC 7208 5: A is asked for an IPv4 client, AAAA for an IPv6 one; 5.7: exists
+// always wants A.
+func TestSPFFamilies(t *testing.T) {
+	ip4, ip6 := net.ParseIP("192.0.2.1").To4(), net.ParseIP("2001:db8::1")
+	for _, tt := range []struct {
+		name, client string
+		failing      uint16
+		want         []net.IPAddr
+		err          string
+		queries      int
+	}{
+		{"IPv4 client", "192.0.2.9", 0, []net.IPAddr{{IP: ip4}}, "", 1},
+		{"IPv4-mapped client", "::ffff:192.0.2.9", 0, []net.IPAddr{{IP: ip4}}, "", 1},
+		{"IPv6 client", "2001:db8::9", 0, []net.IPAddr{{IP: ip4}, {IP: ip6}}, "", 2},
+		{"IPv4 client, AAAA fails", "192.0.2.9", dns.TypeAAAA, []net.IPAddr{{IP: ip4}}, "", 1},
+		{"IPv4 client, A fails", "192.0.2.9", dns.TypeA, nil, "temporary", 1},
+		{"IPv6 client, AAAA fails", "2001:db8::9", dns.TypeAAAA, nil, "temporary", 2},
+		{"IPv6 client, A fails", "2001:db8::9", dns.TypeA, nil, "temporary", 2},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r, s := start(t, "a.example. 300 IN A 192.0.2.1\na.example. 300 IN AAAA 2001:db8::1")
+			if tt.failing != 0 {
+				handleType(s, tt.failing, dns.RcodeServerFailure)
+			}
+			ips, err := r.SPF(netip.MustParseAddr(tt.client)).LookupIPAddr(t.Context(), "a.example.")
+			if tt.err != "" {
+				checkError(t, err, tt.err)
+			} else if err != nil {
+				t.Error(err)
+			}
+			if diff := cmp.Diff(tt.want, ips); diff != "" {
+				t.Error(diff)
+			}
+			if q := s.Queries(); len(q) != tt.queries {
+				t.Errorf("queries %q, want %d", q, tt.queries)
+			}
+		})
+	}
+	t.Run("one family only", func(t *testing.T) {
+		r, _ := start(t, "a.example. 300 IN A 192.0.2.1\nb.example. 300 IN AAAA 2001:db8::1")
+		res := r.SPF(netip.MustParseAddr("2001:db8::9"))
+		for _, host := range []string{"a.example", "b.example"} {
+			if ips, err := res.LookupIPAddr(t.Context(), host); len(ips) != 1 || err != nil {
+				t.Errorf("%s: %v, %v", host, ips, err)
+			}
+		}
+		_, err := res.LookupIPAddr(t.Context(), "c.example")
+		checkError(t, err, "nxdomain")
+	})
+}
+
+func TestSPFName(t *testing.T) {
+	for _, tt := range []struct {
+		host, want string
+		ok         bool
+	}{
+		{"Example.com.", "example.com", true},
+		{"joe+List=x!._spf.example", "joe+list=x!._spf.example", true},
+		{`a\b"c@d;e.example`, `a\\b\"c\@d\;e.example`, true},
+		{`a\.example`, `a\\.example`, true},
+		{"1.2.3.4", "1.2.3.4", true},
+		{"", "", false},
+		{".", "", false},
+		{"a..b", "", false},
+		{"a b.example", "", false},
+		{"a\x00b.example", "", false},
+		{"+\xff.example", "", false},
+		{"+" + strings.Repeat("a", 63) + ".example", "", false},
+		{"+" + strings.Repeat(".a", 127), "", false},
+		{strings.Repeat("+", 100000), "", false},
+	} {
+		got, ok := spfName(tt.host)
+		if got != tt.want || ok != tt.ok {
+			t.Errorf("spfName(%.100q) = %q, %v; want %q, %v", tt.host, got, ok, tt.want, tt.ok)
+		}
+	}
+}
+
+// Names with special characters must be recognized in the answer.
+func TestSPFSpecialCharacters(t *testing.T) {
+	r, s := start(t, `
+		joe+x\@y\;z\\._spf.example. 300 IN A 127.0.0.2
+	`)
+	ips, err := r.SPF(netip.MustParseAddr("192.0.2.1")).LookupIPAddr(t.Context(), `Joe+x@y;z\._spf.example`)
+	if len(ips) != 1 || err != nil {
+		t.Error(ips, err, s.Queries())
+	}
+	// Other lookups have no use for such names.
+	_, err = r.SPF(netip.MustParseAddr("192.0.2.1")).LookupTXT(t.Context(), "[192.0.2.1]")
+	checkError(t, err, "nxdomain")
+}
