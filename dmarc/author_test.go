@@ -1,0 +1,203 @@
+package dmarc
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"ruapost"
+)
+
+func TestAuthorDomains(t *testing.T) {
+	tests := []struct {
+		name  string
+		field string
+		want  []string
+		err   string // part of the error
+	}{
+		{"address alone", "a@example.com", []string{"example.com"}, ""},
+		{"angle brackets", "<a@example.com>", []string{"example.com"}, ""},
+		{"display name", "Ann Author <a@example.com>", []string{"example.com"}, ""},
+		{"quoted display name", `"Author, Ann" <a@example.com>`, []string{"example.com"}, ""},
+		{"any case, final dot", "A@Example.COM.", []string{"example.com"}, ""},
+		{"RFC 5322 folded", "Ann\r\n Author\r\n\t<a@example.com>\r\n", []string{"example.com"}, ""},
+		{"RFC 5322 A.5: comments everywhere", "Pete(A nice \\) chap) <pete(his account)@(host)silly.test(his host)>(end)", []string{"silly.test"}, ""},
+		{"RFC 5322 A.6.3: blanks around dots", "Joe Q. Public <john . q . public @ example . com>", []string{"example.com"}, ""},
+		{"comment after the address", "a@example.com (Ann (the author))", []string{"example.com"}, ""},
+		{"several of one domain", "a@example.com, B <b@EXAMPLE.com>", []string{"example.com"}, ""},
+		{"several domains", "a@example.com, b@example.net", []string{"example.com", "example.net"}, ""},
+		{"group", "Team: a@example.com, B <b@example.net>;", []string{"example.com", "example.net"}, ""},
+		{"group among others", "Team: a@example.com;, c@example.org", []string{"example.com", "example.org"}, ""},
+		{"group without an end", "Re: Ann <a@example.com>", []string{"example.com"}, ""},
+		{"empty list entries", ", a@example.com,,", []string{"example.com"}, ""},
+		{"semicolons between addresses", "a@example.com; b@example.net", []string{"example.com", "example.net"}, ""},
+
+		{"quoted display name with an address", `"a@b.com" <c@d.com>`, []string{"d.com"}, ""},
+		{"unquoted display name with an address", "a@b.com <c@d.com>", []string{"d.com"}, ""},
+		{"brackets in a quoted display name", `"<a@b.com>" <c@d.com>`, []string{"d.com"}, ""},
+		{"address in a comment", "c@d.com (<a@b.com>)", []string{"d.com"}, ""},
+		{"comment that hides an address", "(<a@b.com>,) c@d.com", []string{"d.com"}, ""},
+		{"@ in a quoted local part", `"a@b.com"@d.com`, []string{"d.com"}, ""},
+		{"quote escaped in a quoted string", `"x\" <a@b.com>" <c@d.com>`, []string{"d.com"}, ""},
+		{"comma in an unquoted display name", "Author, Ann <a@example.com>", []string{"example.com"}, ""},
+		{"dots and brackets in a display name", "Dr. A. [home] <a@example.com>", []string{"example.com"}, ""},
+		{"encoded word", "=?utf-8?Q?J=C3=B6rg_=3Ca=40b.com=3E?= <c@d.com>", []string{"d.com"}, ""},
+		{"encoded word with @ and blank, as some write it", "=?utf-8?Q?a@b.com?= =?utf-8?B?eA==?= <c@d.com>", []string{"d.com"}, ""},
+		{"UTF-8 display name", "Jörg <a@example.com>", []string{"example.com"}, ""},
+		{"Latin-1 display name", "J\xf6rg <a@example.com>", []string{"example.com"}, ""},
+		{"RFC 6532: UTF-8 local part and domain", "jörg@bücher.example", []string{"xn--bcher-kva.example"}, ""},
+		{"A-labels", "a@xn--bcher-kva.example", []string{"xn--bcher-kva.example"}, ""},
+		{"ideographic full stop", "a@bücher。example", []string{"xn--bcher-kva.example"}, ""},
+		{"underscore", "a@_x.example.com", []string{"_x.example.com"}, ""},
+		{"dots as some providers allow them", "a..b.@example.com", []string{"example.com"}, ""},
+		{"address literal beside a domain", "a@[192.0.2.1], b@example.com", []string{"example.com"}, ""},
+
+		{"empty", "", nil, "no address with a domain name"},
+		{"blank", " \r\n\t", nil, "no address with a domain name"},
+		{"name alone", "postmaster", nil, "no address with a domain name"},
+		{"null address", "<>", nil, "no address with a domain name"},
+		{"local part alone", "MAILER-DAEMON <MAILER-DAEMON>", nil, "no address with a domain name"},
+		{"empty group", "undisclosed: ;", nil, "no address with a domain name"},
+		{"IPv4 literal", "a@[192.0.2.1]", nil, "no address with a domain name"},
+		{"IPv6 literal", "A <a@[IPv6:2001:db8::1]>", nil, "no address with a domain name"},
+		{"encoded address", "=?utf-8?B?YUBleGFtcGxlLmNvbQ==?=", nil, "no address with a domain name"},
+
+		{"unbalanced comment behind a domain", "a@example.net(.example.com", nil, "comment without an end"},
+		{"unbalanced comment inside", "((a) <b@example.com>", nil, "comment without an end"},
+		{"comment that ends with a backslash", `a@example.com (x\`, nil, "comment without an end"},
+		{"comment closed twice", "a@example.net).example.com", nil, "misplaced ')'"},
+		{"open quote", `"a <b@example.com>`, nil, `'"' without '"'`},
+		{"open quote after a backslash", `"a\" <b@example.com>`, nil, `'"' without '"'`},
+		{"open angle bracket", "A <a@example.com", nil, `"<" without ">"`},
+		{"angle bracket without a start", "a@example.com>", nil, "misplaced '>'"},
+		{"two angle brackets", "<a@b.com> <c@d.com>", nil, "misplaced '<'"},
+		{"nested angle brackets", "<<a@b.com>>", nil, "misplaced '<'"},
+		{"text behind the address", "<a@b.com> c@d.com", nil, "text behind the address"},
+		{"list inside angle brackets", "<a@b.com,c@d.com>", nil, `misplaced ","`},
+		{"RFC 5322 4.4: source route", "<@b.com:a@d.com>", nil, `no local part before "@"`},
+		{"RFC 5322 4.4: source route of several", "<@b.com,@c.com:a@d.com>", nil, `no local part before "@"`},
+		{"two @", "a@b.com@d.com", nil, `misplaced "@"`},
+		{"blank in the domain", "a@b.com d.com", nil, "without a dot"},
+		{"name before a bare address", "Ann a@b.com", nil, "without a dot"},
+		{"quoted string in the domain", `a@"b.com"`, nil, "misplaced"},
+		{"literal behind a domain", "a@b.com[192.0.2.1]", nil, "misplaced"},
+		{"open literal", "a@[192.0.2.1", nil, `'[' without ']'`},
+		{"no domain", "a@", nil, "empty"},
+		{"empty label", "a@b..com", nil, "empty label"},
+		{"address as domain", "a@192.0.2.1", nil, "last label is a number"},
+		{"encoded word as domain", "a@=?utf-8?Q?b=2Ecom?=", nil, "not a domain name"},
+		{"invalid UTF-8 in the domain", "a@b\xff.com", nil, "not a domain name"},
+		{"NUL", "a@b.com\x00@d.com", nil, `misplaced '\x00'`},
+		{"NUL in the display name", "a@b.com\x00 <c@d.com>", nil, `misplaced '\x00'`},
+		{"control character in the domain", "a@b.com\x01", nil, "not a domain name"},
+		{"address as group name", "a@b.com: c@d.com;", nil, "misplaced colon"},
+		{"address in brackets as group name", "<a@b.com>: c@d.com;", nil, "misplaced colon"},
+		{"group in a group", "a: b: c@d.com;;", nil, "misplaced colon"},
+		{"one bad address among good ones", "a@example.com, b@c@d.com", nil, `misplaced "@"`},
+		{"overlong", strings.Repeat("a", maxFromLength) + "@example.com", nil, "octets long"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := AuthorDomains([]string{tt.field})
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("got %q, %v, want %q", got, err, tt.want)
+			}
+			switch {
+			case tt.err == "" && err != nil:
+				t.Error(err)
+			case tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)):
+				t.Errorf("error %v, want %q", err, tt.err)
+			case err != nil && len(err.Error()) > 400:
+				t.Errorf("error of %d octets", len(err.Error()))
+			}
+		})
+	}
+}
+
+func TestAuthorDomainsFields(t *testing.T) {
+	many := make([]string, 0, 40)
+	for c := 'a'; c <= 'z'; c++ {
+		many = append(many, "x@"+string(c)+".example")
+	}
+	tests := []struct {
+		name   string
+		fields []string
+		want   []string
+		err    string
+	}{
+		{"no field", nil, nil, "no From field"},
+		{"two fields", []string{"a@example.com", "b@example.net"}, []string{"example.com", "example.net"}, "2 From fields"},
+		{"two fields of one domain", []string{"a@example.com", "b@example.com"}, []string{"example.com"}, "2 From fields"},
+		{"two fields, one of them bad", []string{"a@example.com", "b@c@d"}, nil, "misplaced"},
+		{"two fields without domains", []string{"a", "<>"}, nil, "no address"},
+		{"too many domains in a field", []string{strings.Join(many, ", ")}, []string{"a.example", "b.example", "c.example", "d.example", "e.example"}, "more than 5"},
+		{"too many domains in fields", many, []string{"a.example", "b.example", "c.example", "d.example", "e.example"}, "more than 5"},
+		{"as many as are looked at", []string{strings.Join(many[:5], ", ")}, []string{"a.example", "b.example", "c.example", "d.example", "e.example"}, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := AuthorDomains(tt.fields)
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+			if (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("error %v, want %q", err, tt.err)
+			}
+		})
+	}
+}
+
+// The work is linear in the length of the field, whatever it nests or opens.
+func TestAuthorDomainsNesting(t *testing.T) {
+	half := maxFromLength/2 - 20
+	for _, field := range []string{
+		strings.Repeat("(", half) + strings.Repeat(")", half) + "a@example.com",
+		strings.Repeat("()", half) + "a@example.com",
+		strings.Repeat(".,", half) + "a@example.com",
+		strings.Repeat("x ", half) + "<a@example.com>",
+	} {
+		if got, err := AuthorDomains([]string{field}); err != nil || len(got) != 1 {
+			t.Errorf("%.20q...: %q, %v", field, got, err)
+		}
+	}
+}
+
+func FuzzAuthorDomains(f *testing.F) {
+	f.Add(`"a@b.com" <c@d.com>, Team: (x) e@[1.2.3.4], f@g.h;`, "")
+	f.Add("a@example.net(.example.com", "=?utf-8?Q?a@b?= <\"c\\\"\"@bücher.example>")
+	f.Fuzz(func(t *testing.T, one, two string) {
+		fields := []string{one}
+		if two != "" {
+			fields = append(fields, two)
+		}
+		got, err := AuthorDomains(fields)
+		if err == nil && len(got) == 0 || len(got) > maxAuthorDomains {
+			t.Fatalf("%q, %v", got, err)
+		}
+		for i, domain := range got {
+			if name, err := ruapost.ParseDomain(domain); err != nil || name != domain {
+				t.Fatalf("%q: %v", domain, err)
+			}
+			if slices.Contains(got[:i], domain) {
+				t.Fatalf("twice in %q", got)
+			}
+		}
+		// How the field is folded makes no difference.
+		if !strings.ContainsAny(one, `"\[`) {
+			folded, foldedErr := AuthorDomains([]string{strings.ReplaceAll(one, " ", "\r\n\t")})
+			plain, plainErr := AuthorDomains([]string{one})
+			if len(one) < maxFromLength/3 && (!slices.Equal(folded, plain) || (foldedErr == nil) != (plainErr == nil)) {
+				t.Fatalf("folded %q, %v, else %q, %v", folded, foldedErr, plain, plainErr)
+			}
+		}
+	})
+}
+
+func BenchmarkAuthorDomains(b *testing.B) {
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := AuthorDomains([]string{` "Author, Ann" <ann@mail.example.com>` + "\r\n"}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,132 @@
+package dmarc
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ruapost"
+)
+
+func TestPolicy(t *testing.T) {
+	const exists = "there.example.com"
+	tests := []struct {
+		name      string
+		record    string // at example.com
+		author    string
+		requested ruapost.Disposition // "" if DMARC does not apply
+		effective ruapost.Disposition
+		asksA     bool // whether the author domain's existence was asked for
+	}{
+		{"p for the domain itself", "p=reject; sp=none; np=none", "example.com", "reject", "reject", false},
+		{"sp for a name that exists", "p=reject; sp=quarantine; np=none", exists, "quarantine", "quarantine", true},
+		{"p where sp is missing", "p=reject; np=none", exists, "reject", "reject", true},
+		{"np for a name that does not exist", "p=reject; sp=quarantine; np=none", "ghost.example.com", "none", "none", true},
+		{"sp where np is missing", "p=reject; sp=quarantine", "ghost.example.com", "quarantine", "quarantine", false},
+		{"p where both are missing", "p=reject", "ghost.example.com", "reject", "reject", false},
+		{"np that makes no difference", "p=reject; np=reject", "ghost.example.com", "reject", "reject", false},
+		{"RFC 9989 3.2.13: without records but with names below, a name exists", "p=none; np=reject", "empty.example.com", "none", "none", true},
+		{"np unknown: the name may exist", "p=none; np=reject", "broken.example.com", "none", "none", true},
+		{"t lowers reject", "p=reject; t=y", "example.com", "reject", "quarantine", false},
+		{"t lowers quarantine", "p=quarantine; t=y", "example.com", "quarantine", "none", false},
+		{"t leaves none", "p=none; t=y", "example.com", "none", "none", false},
+		{"t lowers sp", "p=none; sp=reject; t=y", exists, "reject", "quarantine", false},
+		{"t lowers np", "p=none; np=quarantine; t=y", "ghost.example.com", "quarantine", "none", true},
+
+		{"RFC 9989 4.10.1: no p, with rua", "rua=mailto:a@example.com", "example.com", "none", "none", false},
+		{"RFC 9989 4.10.1: bad p, with rua", "p=bogus; rua=mailto:a@example.com", "example.com", "none", "none", false},
+		{"RFC 9989 4.10.1: bad sp, with rua, also for the domain itself", "p=reject; sp=bogus; rua=mailto:a@example.com", "example.com", "none", "none", false},
+		{"RFC 9989 4.10.1: bad np, with rua, also for subdomains that exist", "p=reject; sp=reject; np=bogus; rua=mailto:a@example.com", exists, "none", "none", false},
+		{"RFC 9989 4.10.1: rua of any scheme", "p=bogus; rua=https://example.com/", "example.com", "none", "none", false},
+		{"RFC 9989 4.10.1: one good URI", "p=bogus; rua=x,mailto:a@example.com", "example.com", "none", "none", false},
+		{"RFC 9989 4.10.1: no good URI", "p=bogus; rua=x", "example.com", "", "", false},
+		{"RFC 9989 4.10.1: no p, no rua", "adkim=s", "example.com", "", "", false},
+		{"RFC 9989 4.10.1: bad sp, no rua", "p=reject; sp=bogus", "example.com", "", "", false},
+		{"RFC 6376 3.2: p twice, with rua", "p=reject; p=reject; rua=mailto:a@example.com", "example.com", "none", "none", false},
+		{"RFC 6376 3.2: p twice, no rua", "p=reject; p=none", "example.com", "", "", false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r, srv := startDNS(t, "_dmarc.example.com v=DMARC1; "+tt.record, "a.empty.example.com x", exists+" x")
+			srv.SetRcode("broken.example.com", servfail)
+			w, err := Discover(t.Context(), r, tt.author)
+			if err != nil {
+				t.Fatal(err)
+			}
+			asked(srv)
+			p, err := w.Policy(t.Context(), r)
+			if tt.requested == "" {
+				if !errors.Is(err, ErrBrokenRecord) {
+					t.Fatalf("got %+v, %v, want ErrBrokenRecord", p, err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p.Requested != tt.requested || p.Effective != tt.effective {
+				t.Errorf("requested %s, effective %s, want %s, %s", p.Requested, p.Effective, tt.requested, tt.effective)
+			}
+			if got := slices.Contains(asked(srv), "A "+tt.author); got != tt.asksA {
+				t.Errorf("asked whether the name exists: %v, want %v", got, tt.asksA)
+			}
+		})
+	}
+}
+
+func TestPolicyPublished(t *testing.T) {
+	tests := []struct {
+		name, record string
+		want         ruapost.DMARCPolicy
+	}{
+		{"defaults", "p=reject", ruapost.DMARCPolicy{
+			Domain: "example.com", P: "reject", ADKIM: "r", ASPF: "r", FO: "0", Percent: 100, Discovery: "treewalk",
+		}},
+		{"as published", "p=reject; sp=quarantine; np=none; adkim=s; aspf=s; fo=1; t=y; pct=7", ruapost.DMARCPolicy{
+			Domain: "example.com", P: "reject", SP: "quarantine", NP: "none", ADKIM: "s", ASPF: "s", FO: "1", Testing: true,
+			Percent: 7, Discovery: "treewalk",
+		}},
+		{"flaws", "p=reject; adkim=x; t=z", ruapost.DMARCPolicy{
+			Domain: "example.com", P: "reject", ADKIM: "r", ASPF: "r", FO: "0", Percent: 100, Discovery: "treewalk",
+			Error: "adkim=x: not one of r, s; t=z: not one of n, y",
+		}},
+		{"RFC 9989 4.10.1: broken, but reported", "p=reject; sp=x; np=none; adkim=s; rua=mailto:a@example.com", ruapost.DMARCPolicy{
+			Domain: "example.com", P: "none", ADKIM: "s", ASPF: "r", FO: "0", Percent: 100, Discovery: "treewalk",
+			Error: "no valid policy, taken as p=none; sp=x: not one of none, quarantine, reject",
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r, _ := startDNS(t, "_dmarc.example.com v=DMARC1; "+tt.record)
+			// Whoever the author is, the policy is published the same.
+			for _, author := range []string{"example.com", "a.example.com", "b.c.example.com"} {
+				w, err := Discover(t.Context(), r, author)
+				if err != nil {
+					t.Fatal(err)
+				}
+				p, err := w.Policy(t.Context(), r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(tt.want, p.Published); diff != "" {
+					t.Errorf("%s (-want +got):\n%s", author, diff)
+				}
+			}
+		})
+	}
+
+	t.Run("the error text is bounded", func(t *testing.T) {
+		rec, err := ParseRecord("v=DMARC1; p=none" + strings.Repeat("; "+strings.Repeat("x", 60), 60))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := &Walk{start: "example.com", records: []foundRecord{{"example.com", rec}}}
+		p, err := w.Policy(t.Context(), nil)
+		if err != nil || len(p.Published.Error) > maxError || len(p.Published.Error) < maxError/2 {
+			t.Errorf("%d octets, %v", len(p.Published.Error), err)
+		}
+	})
+}
