@@ -1,0 +1,458 @@
+package mtasts
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"io"
+	"log"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/miekg/dns"
+	"go.uber.org/goleak"
+
+	"ruapost"
+	"ruapost/resolver"
+)
+
+// net/http reads these only once.
+func TestMain(m *testing.M) {
+	os.Setenv("HTTPS_PROXY", "http://proxy.test:3128")
+	os.Setenv("NO_PROXY", "d.test")
+	goleak.VerifyTestMain(m)
+}
+
+const goodPolicy = "version: STSv1\nmode: enforce\nmx: mx.d.test\nmax_age: 86400\n"
+
+// authority is a CA of the test.
+type authority struct {
+	key  *ecdsa.PrivateKey
+	cert *x509.Certificate
+	pool *x509.CertPool
+}
+
+func newKey(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	a := &authority{key: newKey(t), pool: x509.NewCertPool()}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "CA of the test"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, a.key.Public(), a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.cert, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	a.pool.AddCert(a.cert)
+	return a
+}
+
+// issue returns a certificate that is valid until notAfter for names, the first
+// of which is the common name; if it is the only one, there is no subject
+// alternative name. A nil authority signs with the certificate's own key.
+func (a *authority) issue(t *testing.T, notAfter time.Time, names ...string) tls.Certificate {
+	t.Helper()
+	key := newKey(t)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: names[0]}, DNSNames: names[1:],
+		NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: notAfter,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	parent, signer := template, key
+	if a != nil {
+		parent, signer = a.cert, a.key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// policyHost starts a server and returns a Fetcher whose connections all go there.
+// The DNS knows mta-sts.d.test.
+func policyHost(t *testing.T, ca *authority, config *tls.Config, h http.HandlerFunc) *Fetcher {
+	t.Helper()
+	server := httptest.NewUnstartedServer(h)
+	server.TLS = config
+	server.EnableHTTP2 = true // offered, and not to be taken
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	dnsServer, r := startDNS(t)
+	dnsServer.Add("mta-sts.d.test. 300 IN CNAME host.test.\nhost.test. 300 IN A 192.0.2.1\n")
+	return &Fetcher{
+		Resolver: r, RootCAs: ca.pool,
+		dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if addr != "192.0.2.1:443" {
+				t.Errorf("connection to %s", addr)
+			}
+			return new(net.Dialer).DialContext(ctx, network, server.Listener.Addr().String())
+		},
+	}
+}
+
+func servePolicy(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	io.WriteString(w, goodPolicy)
+}
+
+// RFC 8461 3.3.
+func TestFetch(t *testing.T) {
+	ca := newAuthority(t)
+	good := ca.issue(t, time.Now().Add(time.Hour), "x", "mta-sts.d.test")
+	var serverName string
+	config := &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		serverName = hello.ServerName
+		return &good, nil
+	}}
+	var request *http.Request
+	f := policyHost(t, ca, config, func(w http.ResponseWriter, r *http.Request) {
+		request = r
+		servePolicy(w, r)
+	})
+	p, err := f.Fetch(t.Context(), "D.Test.")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &Policy{
+		Mode: ModeEnforce, MX: []string{"mx.d.test"}, MaxAge: 24 * time.Hour,
+		Text: []string{"version: STSv1", "mode: enforce", "mx: mx.d.test", "max_age: 86400"},
+	}
+	if diff := cmp.Diff(want, p); diff != "" {
+		t.Error(diff)
+	}
+	if serverName != "mta-sts.d.test" {
+		t.Errorf("server name in TLS is %q", serverName)
+	}
+	line := request.Method + " " + request.Host + request.RequestURI + " " + request.Proto
+	if line != "GET mta-sts.d.test/.well-known/mta-sts.txt HTTP/1.1" {
+		t.Errorf("request %s", line)
+	}
+	wantHeader := http.Header{"User-Agent": {"ruapost/" + ruapost.Version}, "Connection": {"close"}}
+	if diff := cmp.Diff(wantHeader, request.Header); diff != "" {
+		t.Errorf("header: %s", diff)
+	}
+}
+
+func TestFetchCertificate(t *testing.T) {
+	ca := newAuthority(t)
+	soon := time.Now().Add(time.Hour)
+	const webPKI = ruapost.ResultSTSWebPKIInvalid
+	tests := []struct {
+		name string
+		cert tls.Certificate
+		want ruapost.TLSResultType
+	}{
+		{"one of several names", ca.issue(t, soon, "x", "other.test", "MTA-STS.d.test"), ""},
+		{"wildcard for the left-most label", ca.issue(t, soon, "x", "*.d.test"), ""},
+		{"expired", ca.issue(t, time.Now().Add(-time.Hour), "x", "mta-sts.d.test"), webPKI},
+		{"wrong name", ca.issue(t, soon, "x", "d.test", "mta-sts.other.test"), webPKI},
+		{"wildcard inside the label", ca.issue(t, soon, "x", "mta-*.d.test"), webPKI},
+		{"wildcard for two labels", ca.issue(t, soon, "x", "*.test"), webPKI},
+		{"common name only", ca.issue(t, soon, "mta-sts.d.test"), webPKI},
+		{"self-signed", (*authority)(nil).issue(t, soon, "x", "mta-sts.d.test"), webPKI},
+		{"unknown CA", newAuthority(t).issue(t, soon, "x", "mta-sts.d.test"), webPKI},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			f := policyHost(t, ca, &tls.Config{Certificates: []tls.Certificate{test.cert}}, servePolicy)
+			p, err := f.Fetch(t.Context(), "d.test")
+			if (err == nil) != (test.want == "") || (p == nil) != (err != nil) || ResultType(err) != test.want {
+				t.Errorf("policy %v, result type %q, error %v; want %q", p, ResultType(err), err, test.want)
+			}
+		})
+	}
+}
+
+func TestFetchResponse(t *testing.T) {
+	ca := newAuthority(t)
+	cert := ca.issue(t, time.Now().Add(time.Hour), "x", "mta-sts.d.test")
+	const fetch, invalid = ruapost.ResultSTSPolicyFetchError, ruapost.ResultSTSPolicyInvalid
+	with := func(status int, header map[string]string, body string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/plain")
+			for k, v := range header {
+				w.Header().Set(k, v)
+			}
+			w.WriteHeader(status)
+			io.WriteString(w, body)
+		}
+	}
+	padding := strings.Repeat("#", MaxPolicySize-len(goodPolicy)-len("x: "))
+	tests := []struct {
+		name    string
+		handler http.HandlerFunc
+		want    ruapost.TLSResultType
+		msg     string
+	}{
+		{"media type with parameters", with(200, map[string]string{"Content-Type": `TEXT/plain ;charset="utf-8"; x`}, goodPolicy), "", ""},
+		{"identity coding", with(200, map[string]string{"Content-Encoding": "identity"}, goodPolicy), "", ""},
+		{"largest file", with(200, nil, goodPolicy+"x: "+padding), "", ""},
+		{"file too large", with(200, nil, goodPolicy+"x: "+padding+"#"), fetch, "larger than"},
+		{"no policy", with(200, nil, "hello\n"), invalid, "is no field"},
+		{"empty file", with(200, nil, ""), invalid, "no version"},
+		{"moved", with(301, map[string]string{"Location": "/.well-known/other.txt"}, ""), fetch, "HTTP status 301"},
+		{"redirect to another host", with(302, map[string]string{"Location": "https://evil.test/"}, goodPolicy), fetch, "HTTP status 302"},
+		{"permanent redirect", with(308, map[string]string{"Location": "https://evil.test/"}, goodPolicy), fetch, "HTTP status 308"},
+		{"no content", with(204, nil, ""), fetch, "HTTP status 204"},
+		{"other success", with(203, nil, goodPolicy), fetch, "HTTP status 203"},
+		{"not found", with(404, nil, goodPolicy), fetch, "HTTP status 404"},
+		{"server error", with(503, nil, goodPolicy), fetch, "HTTP status 503"},
+		{"HTML", with(200, map[string]string{"Content-Type": "text/html; charset=utf-8"}, goodPolicy), fetch, `media type "text/html"`},
+		{"longer media type", with(200, map[string]string{"Content-Type": "text/plainer"}, goodPolicy), fetch, "media type"},
+		{"no media type", with(200, map[string]string{"Content-Type": ""}, goodPolicy), fetch, `media type ""`},
+		{"compressed without being asked", with(200, map[string]string{"Content-Encoding": "gzip"}, goodPolicy), fetch, `content coding "gzip"`},
+		{"huge header", with(200, map[string]string{"X": strings.Repeat("x", 2*maxHeaderSize)}, goodPolicy), fetch, "header"},
+		{"cut off", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", "1000")
+			servePolicy(w, r)
+		}, fetch, "unexpected EOF"},
+		{"no answer", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, fetch, "EOF"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			requests := 0
+			f := policyHost(t, ca, &tls.Config{Certificates: []tls.Certificate{cert}}, func(w http.ResponseWriter, r *http.Request) {
+				requests++
+				test.handler(w, r)
+			})
+			p, err := f.Fetch(t.Context(), "d.test")
+			if (p == nil) != (err != nil) || ResultType(err) != test.want {
+				t.Errorf("policy %v, result type %q, error %v; want %q", p, ResultType(err), err, test.want)
+			}
+			if err != nil && (!strings.HasPrefix(err.Error(), "mtasts: fetch policy for d.test: ") || !strings.Contains(err.Error(), test.msg)) {
+				t.Errorf("error %v, want one with %q", err, test.msg)
+			}
+			if requests != 1 {
+				t.Errorf("%d requests", requests)
+			}
+		})
+	}
+}
+
+func TestFetchHugeBody(t *testing.T) {
+	ca := newAuthority(t)
+	cert := ca.issue(t, time.Now().Add(time.Hour), "x", "mta-sts.d.test")
+	const size = 1 << 30
+	var sent atomic.Int64
+	f := policyHost(t, ca, &tls.Config{Certificates: []tls.Certificate{cert}}, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain")
+		for chunk := make([]byte, 64<<10); sent.Load() < size; {
+			n, err := w.Write(chunk)
+			sent.Add(int64(n))
+			if err != nil {
+				return
+			}
+		}
+	})
+	p, err := f.Fetch(t.Context(), "d.test")
+	if p != nil || ResultType(err) != ruapost.ResultSTSPolicyFetchError || !strings.Contains(err.Error(), "larger than") {
+		t.Errorf("policy %v, error %v", p, err)
+	}
+	if n := sent.Load(); n > size/32 { // what the kernel's buffers take
+		t.Errorf("took %d octets", n)
+	}
+}
+
+func TestFetchOldTLS(t *testing.T) {
+	ca := newAuthority(t)
+	cert := ca.issue(t, time.Now().Add(time.Hour), "x", "mta-sts.d.test")
+	config := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}
+	f := policyHost(t, ca, config, servePolicy)
+	if p, err := f.Fetch(t.Context(), "d.test"); ResultType(err) != ruapost.ResultSTSPolicyFetchError {
+		t.Errorf("policy %v, error %v", p, err)
+	}
+}
+
+// The caller's context ends a fetch wherever it is.
+func TestFetchCancelled(t *testing.T) {
+	ca := newAuthority(t)
+	cert := ca.issue(t, time.Now().Add(time.Hour), "x", "mta-sts.d.test")
+	for _, start := range []string{"", "version: STSv1\n"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		f := policyHost(t, ca, &tls.Config{Certificates: []tls.Certificate{cert}}, func(w http.ResponseWriter, r *http.Request) {
+			if start != "" {
+				w.Header().Set("Content-Type", "text/plain")
+				io.WriteString(w, start)
+				w.(http.Flusher).Flush()
+			}
+			cancel()
+			<-r.Context().Done() // until the client hangs up
+		})
+		p, err := f.Fetch(ctx, "d.test")
+		if p != nil || !errors.Is(err, context.Canceled) || ResultType(err) != ruapost.ResultSTSPolicyFetchError {
+			t.Errorf("after %q: policy %v, error %v", start, p, err)
+		}
+	}
+}
+
+// oneAddress answers in the bubble of synctest, where a resolver with sockets
+// cannot be.
+type oneAddress struct{}
+
+func (oneAddress) LookupIP(context.Context, string) ([]netip.Addr, []string, bool, error) {
+	return []netip.Addr{netip.MustParseAddr("192.0.2.1")}, nil, false, nil
+}
+
+func TestFetchTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		far := make(chan net.Conn, 1)
+		f := &Fetcher{Resolver: oneAddress{}, dial: func(context.Context, string, string) (net.Conn, error) {
+			near, server := net.Pipe()
+			far <- server
+			return near, nil
+		}}
+		start := time.Now()
+		p, err := f.Fetch(t.Context(), "d.test")
+		if p != nil || !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != FetchTimeout {
+			t.Errorf("after %v: policy %v, error %v", time.Since(start), p, err)
+		}
+		(<-far).Close()
+	})
+}
+
+func TestFetchAddresses(t *testing.T) {
+	ca := newAuthority(t)
+	cert := ca.issue(t, time.Now().Add(time.Hour), "x", "mta-sts.d.test", "mta-sts.many.d.test")
+	f := policyHost(t, ca, &tls.Config{Certificates: []tls.Certificate{cert}}, servePolicy)
+	server, r := startDNS(t)
+	f.Resolver = r
+	toServer := f.dial
+	var mu sync.Mutex
+	var tried []string
+	f.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		tried = append(tried, addr)
+		if addr == "192.0.2.1:443" {
+			return toServer(ctx, network, addr)
+		}
+		return nil, errors.New("unreachable")
+	}
+	server.Add(`
+mta-sts.d.test. 300 IN AAAA 2001:db8::1
+mta-sts.d.test. 300 IN A 192.0.2.2
+mta-sts.d.test. 300 IN A 192.0.2.1
+mta-sts.six.d.test. 300 IN AAAA 2001:db8::1
+mta-sts.none.d.test. 300 IN TXT "no address"
+`)
+	for i := range maxAddresses {
+		server.Add("mta-sts.many.d.test. 300 IN A 198.51.100." + string(rune('0'+i)))
+	}
+	server.Add("mta-sts.many.d.test. 300 IN AAAA 2001:db8::1")
+	server.SetRcode("mta-sts.down.d.test", dns.RcodeServerFailure)
+
+	if _, err := f.Fetch(t.Context(), "d.test"); err != nil {
+		t.Error(err)
+	}
+	if want := []string{"192.0.2.2:443", "192.0.2.1:443"}; !slices.Equal(tried, want) {
+		t.Errorf("tried %q, want %q", tried, want)
+	}
+	tried = nil
+	if _, err := f.Fetch(t.Context(), "six.d.test"); ResultType(err) != ruapost.ResultSTSPolicyFetchError || !strings.HasSuffix(err.Error(), ": unreachable") {
+		t.Errorf("error %v", err)
+	}
+	if want := []string{"[2001:db8::1]:443"}; !slices.Equal(tried, want) {
+		t.Errorf("tried %q, want %q", tried, want)
+	}
+	tried = nil
+	if _, err := f.Fetch(t.Context(), "many.d.test"); err == nil || len(tried) != maxAddresses {
+		t.Errorf("tried %q, error %v", tried, err)
+	}
+	tried = nil
+	if _, err := f.Fetch(t.Context(), "none.d.test"); !resolver.IsNotFound(err) || ResultType(err) != ruapost.ResultSTSPolicyFetchError {
+		t.Errorf("no address: error %v", err)
+	}
+	if _, err := f.Fetch(t.Context(), "down.d.test"); !resolver.IsTemporary(err) || ResultType(err) != ruapost.ResultSTSPolicyFetchError {
+		t.Errorf("server failure: error %v", err)
+	}
+	if _, err := f.Fetch(t.Context(), "[192.0.2.1]"); !errors.Is(err, ruapost.ErrDomain) || ResultType(err) != ruapost.ResultSTSPolicyFetchError {
+		t.Errorf("no domain: error %v", err)
+	}
+	if len(tried) > 0 {
+		t.Errorf("tried %q", tried)
+	}
+}
+
+func TestFetchProxy(t *testing.T) {
+	ca := newAuthority(t)
+	cert := ca.issue(t, time.Now().Add(time.Hour), "x", "mta-sts.proxied.test")
+	f := policyHost(t, ca, &tls.Config{Certificates: []tls.Certificate{cert}}, servePolicy)
+	toServer := f.dial
+	var connect string
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		connect = r.Method + " " + r.Host
+		out, err := toServer(r.Context(), "tcp", "192.0.2.1:443")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer out.Close()
+		in, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer in.Close()
+		io.WriteString(in, "HTTP/1.1 200 OK\r\n\r\n")
+		go io.Copy(out, in)
+		io.Copy(in, out)
+	}))
+	defer proxy.Close()
+	server, r := startDNS(t)
+	f.Resolver = r
+	f.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if addr != "proxy.test:3128" {
+			t.Errorf("connection to %s", addr)
+		}
+		return new(net.Dialer).DialContext(ctx, network, proxy.Listener.Addr().String())
+	}
+	if p, err := f.Fetch(t.Context(), "proxied.test"); err != nil {
+		t.Errorf("policy %v, error %v", p, err)
+	}
+	if connect != "CONNECT mta-sts.proxied.test:443" {
+		t.Errorf("proxy was asked to %s", connect)
+	}
+	if queries := server.Queries(); len(queries) > 0 {
+		t.Errorf("asked %q", queries)
+	}
+}
+
+func TestResultTypeOfOtherErrors(t *testing.T) {
+	for _, err := range []error{nil, ErrNoRecord, context.Canceled} {
+		if got := ResultType(err); got != "" {
+			t.Errorf("%v: %q", err, got)
+		}
+	}
+}
