@@ -1,0 +1,418 @@
+package dane
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"math/big"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"ruapost"
+	"ruapost/internal/dnstest"
+	"ruapost/resolver"
+)
+
+const (
+	digest256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+	usableRR  = " 300 IN TLSA 3 1 1 " + digest256 + "\n"
+)
+
+func start(t *testing.T) (*dnstest.Server, *resolver.Resolver) {
+	t.Helper()
+	server, err := dnstest.Start("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Close)
+	r, err := resolver.New(resolver.Config{Servers: []string{server.Addr}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	return server, r
+}
+
+// describe puts all of a host that a test may want to see on one line.
+func describe(h Host) string {
+	s := fmt.Sprintf("%s addrs=%d", h.Name, len(h.Addrs))
+	if h.Secure {
+		s += " secure"
+	}
+	if h.TLSABase != "" {
+		s += fmt.Sprintf(" base=%s tlsa=%d unusable=%d", h.TLSABase, len(h.TLSA), h.Unusable)
+	}
+	if h.Err != nil {
+		s += " failed"
+	}
+	return s
+}
+
+func TestLookup(t *testing.T) {
+	const (
+		oneMX = "d.test. 300 IN MX 10 mx.d.test.\n"
+		twoMX = "d.test. 300 IN MX 20 b.mx.test.\nd.test. 300 IN MX 10 a.mx.test.\n"
+		mxA   = "mx.d.test. 300 IN A 192.0.2.1\n"
+		aA    = "a.mx.test. 300 IN A 192.0.2.1\n"
+		bA    = "b.mx.test. 300 IN AAAA 2001:db8::1\n"
+		mxT   = "_25._tcp.mx.d.test." + usableRR
+		aT    = "_25._tcp.a.mx.test." + usableRR
+		bT    = "_25._tcp.b.mx.test." + usableRR
+		bPKIX = "_25._tcp.b.mx.test. 300 IN TLSA 1 1 1 " + digest256 + "\n"
+	)
+	tests := []struct {
+		name     string
+		zone     string
+		insecure []string
+		fail     []string // names that give SERVFAIL
+		secure   bool     // of the MX
+		hosts    []string
+		level    Level
+		asked    []string // TLSA queries, in any order; nil: do not look
+	}{
+		{
+			name: "7672 2.2: all secure with usable records", zone: twoMX + aA + bA + aT + bT, secure: true,
+			hosts: []string{
+				"a.mx.test addrs=1 secure base=a.mx.test tlsa=1 unusable=0",
+				"b.mx.test addrs=1 secure base=b.mx.test tlsa=1 unusable=0",
+			},
+			level: LevelDANEOnly,
+			asked: []string{"_25._tcp.a.mx.test. TLSA", "_25._tcp.b.mx.test. TLSA"},
+		},
+		{
+			name: "7672 2.2: one host without records", zone: twoMX + aA + bA + aT, secure: true,
+			hosts: []string{
+				"a.mx.test addrs=1 secure base=a.mx.test tlsa=1 unusable=0",
+				"b.mx.test addrs=1 secure",
+			},
+			level: LevelDANE,
+		},
+		{
+			name: "7672 2.2: no host with records", zone: twoMX + aA + bA, secure: true,
+			hosts: []string{"a.mx.test addrs=1 secure", "b.mx.test addrs=1 secure"},
+			level: LevelNone,
+		},
+		{
+			name: "7672 2.2: usable and unusable records", zone: oneMX + mxA + mxT + "_25._tcp.mx.d.test. 300 IN TLSA 0 0 1 " + digest256, secure: true,
+			hosts: []string{"mx.d.test addrs=1 secure base=mx.d.test tlsa=1 unusable=1"},
+			level: LevelDANEOnly,
+		},
+		{
+			name: "7672 2.2: only unusable records make TLS mandatory", zone: oneMX + mxA + "_25._tcp.mx.d.test. 300 IN TLSA 1 1 1 " + digest256, secure: true,
+			hosts: []string{"mx.d.test addrs=1 secure base=mx.d.test tlsa=0 unusable=1"},
+			level: LevelDANE,
+		},
+		{
+			name: "7672 2.2: one host with only unusable records", zone: twoMX + aA + bA + aT + bPKIX, secure: true,
+			hosts: []string{
+				"a.mx.test addrs=1 secure base=a.mx.test tlsa=1 unusable=0",
+				"b.mx.test addrs=1 secure base=b.mx.test tlsa=0 unusable=1",
+			},
+			level: LevelDANE,
+		},
+		{
+			name: "7672 2.2: insecure TLSA answer is none", zone: oneMX + mxA + mxT, insecure: []string{"_tcp.mx.d.test"}, secure: true,
+			hosts: []string{"mx.d.test addrs=1 secure"},
+			level: LevelNone,
+		},
+		{
+			name: "7672 2.2.1: insecure MX", zone: oneMX + mxA + mxT, insecure: []string{"d.test"}, secure: false,
+			hosts: []string{"mx.d.test addrs=1"}, // a subdomain of the insecure zone
+			level: LevelNone,
+			asked: []string{},
+		},
+		{
+			name: "7672 2.2.1: insecure MX, secure hosts of a provider", zone: twoMX + aA + bA + aT + bT, insecure: []string{"d.test"}, secure: false,
+			hosts: []string{
+				"a.mx.test addrs=1 secure base=a.mx.test tlsa=1 unusable=0",
+				"b.mx.test addrs=1 secure base=b.mx.test tlsa=1 unusable=0",
+			},
+			level: LevelDANE, // dane-only would defer: "non DNSSEC destination"
+		},
+		{
+			name: "7672 2.2.1: MX reached by an alias", zone: "d.test. 300 IN CNAME e.test.\ne.test. 300 IN MX 10 a.mx.test.\n" + aA + aT, secure: true,
+			hosts: []string{"a.mx.test addrs=1 secure base=a.mx.test tlsa=1 unusable=0"},
+			level: LevelDANEOnly,
+		},
+		{
+			name: "7672 2.1.3: MX reached by an insecure alias", zone: "d.test. 300 IN CNAME e.test.\ne.test. 300 IN MX 10 a.mx.test.\n" + aA + aT,
+			insecure: []string{"d.test"}, secure: false,
+			hosts: []string{"a.mx.test addrs=1 secure base=a.mx.test tlsa=1 unusable=0"},
+			level: LevelDANE,
+		},
+		{
+			name: "7672 2.2.1: implicit MX", zone: "d.test. 300 IN A 192.0.2.1\n_25._tcp.d.test." + usableRR, secure: true,
+			hosts: []string{"d.test addrs=1 secure base=d.test tlsa=1 unusable=0"},
+			level: LevelDANEOnly,
+		},
+		{
+			name: "7672 2.2.1: implicit MX, insecure", zone: "d.test. 300 IN A 192.0.2.1\n_25._tcp.d.test." + usableRR, insecure: []string{"d.test"}, secure: false,
+			hosts: []string{"d.test addrs=1"},
+			level: LevelNone,
+		},
+		{
+			name: "domain does not exist", zone: "other.test. 300 IN A 192.0.2.1\n", secure: true,
+			hosts: []string{"d.test addrs=0"},
+			level: LevelNone,
+		},
+		{
+			name: "7505: null MX is no implicit MX", zone: "d.test. 300 IN MX 0 .\nd.test. 300 IN A 192.0.2.1\n_25._tcp.d.test." + usableRR, secure: true,
+			level: LevelNone,
+			asked: []string{},
+		},
+		{
+			name: "5321 5.1: MX that names no host is no implicit MX", zone: "d.test. 300 IN MX 0 192.0.2.1.\nd.test. 300 IN A 192.0.2.1\n_25._tcp.d.test." + usableRR, secure: true,
+			level: LevelNone,
+			asked: []string{},
+		},
+		{
+			name: "same host twice", zone: oneMX + "d.test. 300 IN MX 20 MX.d.test.\n" + mxA + mxT, secure: true,
+			hosts: []string{"mx.d.test addrs=1 secure base=mx.d.test tlsa=1 unusable=0"},
+			level: LevelDANEOnly,
+		},
+		{
+			name: "7672 2.2.2: insecure address, TLSA not asked for", zone: twoMX + aA + bA + aT + bT, insecure: []string{"b.mx.test"}, secure: true,
+			hosts: []string{
+				"a.mx.test addrs=1 secure base=a.mx.test tlsa=1 unusable=0",
+				"b.mx.test addrs=1",
+			},
+			level: LevelDANE, // dane-only would pass over b
+			asked: []string{"_25._tcp.a.mx.test. TLSA"},
+		},
+		{
+			name: "7672 2.2.2: host without addresses", zone: twoMX + aA + aT + bT, secure: true,
+			hosts: []string{
+				"a.mx.test addrs=1 secure base=a.mx.test tlsa=1 unusable=0",
+				"b.mx.test addrs=0",
+			},
+			level: LevelDANEOnly,
+			asked: []string{"_25._tcp.a.mx.test. TLSA"},
+		},
+		{
+			name: "7672 2.2.2: alias, TLSA at its end", zone: oneMX + "mx.d.test. 300 IN CNAME m.test.\nm.test. 300 IN CNAME a.mx.test.\n" + aA + aT + mxT, secure: true,
+			hosts: []string{"mx.d.test addrs=1 secure base=a.mx.test tlsa=1 unusable=0"},
+			level: LevelDANEOnly,
+			asked: []string{"_25._tcp.a.mx.test. TLSA"},
+		},
+		{
+			name: "7672 2.2.2: alias, TLSA at the name itself, between is not asked",
+			zone: oneMX + "mx.d.test. 300 IN CNAME m.test.\nm.test. 300 IN CNAME a.mx.test.\n_25._tcp.m.test." + usableRR + aA + mxT, secure: true,
+			hosts: []string{"mx.d.test addrs=1 secure base=mx.d.test tlsa=1 unusable=0"},
+			level: LevelDANEOnly,
+			asked: []string{"_25._tcp.a.mx.test. TLSA", "_25._tcp.mx.d.test. TLSA"},
+		},
+		{
+			name: "7672 2.2.2: alias with insecure TLSA at its end, secure at the name",
+			zone: oneMX + "mx.d.test. 300 IN CNAME a.mx.test.\n" + aA + aT + mxT, insecure: []string{"_tcp.a.mx.test"}, secure: true,
+			hosts: []string{"mx.d.test addrs=1 secure base=mx.d.test tlsa=1 unusable=0"},
+			level: LevelDANEOnly,
+		},
+		{
+			name: "alias with an insecure end: Postfix has no DANE for it",
+			zone: oneMX + "mx.d.test. 300 IN CNAME a.mx.test.\n" + aA + aT + mxT, insecure: []string{"a.mx.test"}, secure: true,
+			hosts: []string{"mx.d.test addrs=1"},
+			level: LevelNone,
+			asked: []string{},
+		},
+		{
+			name: "7672 2.2.3: alias at the TLSA name keeps the base domain",
+			zone: oneMX + mxA + "_25._tcp.mx.d.test. 300 IN CNAME tlsa.test.\ntlsa.test." + usableRR, secure: true,
+			hosts: []string{"mx.d.test addrs=1 secure base=mx.d.test tlsa=1 unusable=0"},
+			level: LevelDANEOnly,
+		},
+		{
+			name: "7672 2.1.3: insecure alias at the TLSA name",
+			zone: oneMX + mxA + "_25._tcp.mx.d.test. 300 IN CNAME tlsa.test.\ntlsa.test." + usableRR, insecure: []string{"tlsa.test"}, secure: true,
+			hosts: []string{"mx.d.test addrs=1 secure"},
+			level: LevelNone,
+		},
+		{
+			name: "7672 2.1.2: failing TLSA lookup of the only host never leads to STS", zone: oneMX + mxA, fail: []string{"_25._tcp.mx.d.test"}, secure: true,
+			hosts: []string{"mx.d.test addrs=1 secure failed"},
+			level: LevelDANE,
+		},
+		{
+			name: "7672 2.1.2: failing TLSA lookup spoils no other host", zone: twoMX + aA + bA + aT, fail: []string{"_25._tcp.b.mx.test"}, secure: true,
+			hosts: []string{
+				"a.mx.test addrs=1 secure base=a.mx.test tlsa=1 unusable=0",
+				"b.mx.test addrs=1 secure failed",
+			},
+			level: LevelDANE,
+		},
+		{
+			name: "7672 2.1.2: failure at the end of an alias is not covered by the name", zone: oneMX + "mx.d.test. 300 IN CNAME a.mx.test.\n" + aA + mxT,
+			fail: []string{"_25._tcp.a.mx.test"}, secure: true,
+			hosts: []string{"mx.d.test addrs=1 secure failed"},
+			level: LevelDANE,
+			asked: []string{"_25._tcp.a.mx.test. TLSA"},
+		},
+		{
+			name: "failing address lookup of the only host", zone: oneMX + mxT, fail: []string{"mx.d.test"}, secure: true,
+			hosts: []string{"mx.d.test addrs=0 failed"},
+			level: LevelNone, // else who suppresses the answer turns STS off
+		},
+		{
+			name: "failing address lookup of one host: not all are known", zone: twoMX + aA + aT, fail: []string{"b.mx.test"}, secure: true,
+			hosts: []string{
+				"a.mx.test addrs=1 secure base=a.mx.test tlsa=1 unusable=0",
+				"b.mx.test addrs=0 failed",
+			},
+			level: LevelDANE,
+		},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			server, r := start(t)
+			server.Add(test.zone)
+			server.SetInsecure(test.insecure...)
+			for _, name := range test.fail {
+				server.SetRcode(name, dns.RcodeServerFailure)
+			}
+			result, err := Lookup(t.Context(), r, "D.Test.")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if result.MXSecure != test.secure {
+				t.Errorf("MXSecure is %v", result.MXSecure)
+			}
+			var hosts []string
+			for _, h := range result.Hosts {
+				hosts = append(hosts, describe(h))
+			}
+			if !slices.Equal(hosts, test.hosts) {
+				t.Errorf("hosts\n%s\nwant\n%s", strings.Join(hosts, "\n"), strings.Join(test.hosts, "\n"))
+			}
+			if level := result.Level(); level != test.level {
+				t.Errorf("level %q, want %q", level, test.level)
+			}
+			if test.asked != nil {
+				if asked := tlsaQueries(server); !slices.Equal(asked, test.asked) {
+					t.Errorf("TLSA queries %q, want %q", asked, test.asked)
+				}
+			}
+		})
+	}
+}
+
+func tlsaQueries(server *dnstest.Server) []string {
+	queries := slices.DeleteFunc(server.Queries(), func(q string) bool { return !strings.HasSuffix(q, " TLSA") })
+	slices.Sort(queries)
+	return slices.Compact(queries)
+}
+
+// RFC 7672 2.1.2: without the list of servers there is no answer.
+func TestLookupErrors(t *testing.T) {
+	server, r := start(t)
+	server.SetRcode("d.test", dns.RcodeServerFailure)
+	if result, err := Lookup(t.Context(), r, "d.test"); !resolver.IsTemporary(err) {
+		t.Errorf("MX fails: %v, error %v", result, err)
+	}
+	server.Queries()
+	if result, err := Lookup(t.Context(), r, "[192.0.2.1]"); !errors.Is(err, ruapost.ErrDomain) {
+		t.Errorf("no domain: %v, error %v", result, err)
+	}
+	if q := server.Queries(); len(q) > 0 {
+		t.Errorf("no domain: asked %q", q)
+	}
+}
+
+// A host whose name servers never answer takes time, but spoils no other host.
+func TestLookupSilence(t *testing.T) {
+	server, _ := start(t)
+	server.Add("d.test. 300 IN MX 10 a.test.\nd.test. 300 IN MX 10 b.test.\na.test. 300 IN A 192.0.2.1\nb.test. 300 IN A 192.0.2.2\n_25._tcp.a.test." + usableRR)
+	server.SetRcode("_25._tcp.b.test", -1)
+	r, err := resolver.New(resolver.Config{Servers: []string{server.Addr}, Timeout: 200 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	result, err := Lookup(t.Context(), r, "d.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := describe(result.Hosts[0]); a != "a.test addrs=1 secure base=a.test tlsa=1 unusable=0" {
+		t.Error(a)
+	}
+	if b := result.Hosts[1]; !resolver.IsTemporary(b.Err) || !b.Secure {
+		t.Errorf("%s: error %v", describe(b), b.Err)
+	}
+	if level := result.Level(); level != LevelDANE {
+		t.Errorf("level %q", level)
+	}
+}
+
+func TestLookupManyHosts(t *testing.T) {
+	server, r := start(t)
+	for i := range MaxHosts + 3 {
+		server.Add(fmt.Sprintf("d.test. 300 IN MX %d mx%d.test.\nmx%d.test. 300 IN A 192.0.2.1\n_25._tcp.mx%d.test.%s", i, i, i, i, usableRR))
+	}
+	result, err := Lookup(t.Context(), r, "d.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := result.Hosts[len(result.Hosts)-1]
+	if len(result.Hosts) != MaxHosts || result.Skipped != 3 || last.Name != fmt.Sprintf("mx%d.test", MaxHosts-1) {
+		t.Errorf("%d hosts up to %s, %d skipped", len(result.Hosts), last.Name, result.Skipped)
+	}
+	if level := result.Level(); level != LevelDANE {
+		t.Errorf("level %q for a domain of which not all hosts are known", level)
+	}
+}
+
+// RFC 6698 4.1, RFC 7672 3.1.
+func TestUsable(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "mx.test"}, NotAfter: time.Now().Add(time.Hour)}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d32, d64 := make([]byte, 32), make([]byte, 64)
+	tests := []struct {
+		name string
+		tlsa resolver.TLSA
+		want bool
+	}{
+		{"3 1 1", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 1, Data: d32}, true},
+		{"2 0 1", resolver.TLSA{Usage: 2, Selector: 0, MatchingType: 1, Data: d32}, true},
+		{"3 0 2", resolver.TLSA{Usage: 3, Selector: 0, MatchingType: 2, Data: d64}, true},
+		{"2 0 0", resolver.TLSA{Usage: 2, Selector: 0, MatchingType: 0, Data: cert}, true},
+		{"3 1 0", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 0, Data: spki}, true},
+		{"PKIX-TA", resolver.TLSA{Usage: 0, Selector: 1, MatchingType: 1, Data: d32}, false},
+		{"PKIX-EE", resolver.TLSA{Usage: 1, Selector: 1, MatchingType: 1, Data: d32}, false},
+		{"unknown usage", resolver.TLSA{Usage: 4, Selector: 1, MatchingType: 1, Data: d32}, false},
+		{"PrivCert", resolver.TLSA{Usage: 255, Selector: 1, MatchingType: 1, Data: d32}, false},
+		{"unknown selector", resolver.TLSA{Usage: 3, Selector: 2, MatchingType: 1, Data: d32}, false},
+		{"unknown matching type", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 3, Data: d64}, false},
+		{"SHA-256 too short", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 1, Data: d32[:31]}, false},
+		{"SHA-256 too long", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 1, Data: d64}, false},
+		{"SHA-512 too short", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 2, Data: d32}, false},
+		{"empty certificate", resolver.TLSA{Usage: 2, Selector: 0, MatchingType: 0}, false},
+		{"malformed certificate", resolver.TLSA{Usage: 2, Selector: 0, MatchingType: 0, Data: d32}, false},
+		{"key where the certificate should be", resolver.TLSA{Usage: 3, Selector: 0, MatchingType: 0, Data: spki}, false},
+		{"certificate where the key should be", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 0, Data: cert}, false},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			if got := usable(test.tlsa); got != test.want {
+				t.Errorf("usable is %v", got)
+			}
+		})
+	}
+}
