@@ -1,0 +1,106 @@
+package socketmap
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"ruapost"
+)
+
+var panics = promauto.NewCounter(prometheus.CounterOpts{
+	Name: "ruapost_socketmap_panics_total",
+	Help: "Queries that were answered with NOTFOUND because their handler panicked.",
+})
+
+const (
+	// IdleTimeout is how long a connection may take to send its next query.
+	// Postfix closes an idle connection after 10 s; if the server closed first,
+	// a query that crosses the close costs a second connection.
+	IdleTimeout = 20 * time.Second
+	// WriteTimeout is how long a client may take to accept a reply.
+	WriteTimeout = 10 * time.Second
+
+	// A query is a map name and a domain name, a reply seldom more than an
+	// MTA-STS policy; both may be larger than these buffers.
+	readBuffer  = 512
+	writeBuffer = 2048
+)
+
+// Handler answers the query for key in the table mapName. Both are as received
+// and may hold any octets. ctx has the values of the one given to Serve but
+// does not end with it: a handler limits its own time.
+type Handler func(ctx context.Context, mapName, key string) Reply
+
+// Serve answers the queries that come over conn, one after the other, until
+// the client closes it, and closes it in the end. A panic in the handler is
+// logged, counted and answered with NOTFOUND.
+//
+// It returns nil if the client closed between two queries, or if ctx ended: the
+// query in hand is still answered then. Malformed input ends the connection
+// without a reply and with an error wrapping ErrMalformed; silence longer than
+// IdleTimeout, or a reply not taken within WriteTimeout, with one wrapping
+// os.ErrDeadlineExceeded.
+func Serve(ctx context.Context, conn net.Conn, h Handler) error {
+	defer conn.Close()
+	wake := func() { conn.SetReadDeadline(time.Unix(1, 0)) }
+	defer context.AfterFunc(ctx, wake)()
+	handlerCtx := context.WithoutCancel(ctx)
+
+	r := bufio.NewReaderSize(conn, readBuffer)
+	buf := make([]byte, 0, writeBuffer)
+	for {
+		conn.SetReadDeadline(time.Now().Add(IdleTimeout))
+		if ctx.Err() != nil { // else wake comes after the deadline just set
+			return nil
+		}
+		query, err := readNetstring(r, MaxQuery)
+		if err == io.EOF || err != nil && ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("socketmap: read query: %w", err)
+		}
+		// The key may hold blanks, the map name cannot.
+		mapName, key, ok := strings.Cut(string(query), " ")
+		if !ok {
+			return fmt.Errorf("socketmap: read query: %w: no blank after the map name", ErrMalformed)
+		}
+		reply := answer(handlerCtx, h, mapName, key)
+
+		buf = reply.appendTo(buf[:0])
+		conn.SetWriteDeadline(time.Now().Add(WriteTimeout))
+		if _, err := conn.Write(buf); err != nil {
+			return fmt.Errorf("socketmap: write reply: %w", err)
+		}
+		if cap(buf) > 4*writeBuffer { // do not keep the largest reply's buffer for good
+			buf = make([]byte, 0, writeBuffer)
+		}
+	}
+}
+
+// answer calls the handler. A panic must end neither the connection, which
+// would defer the mail, nor the process.
+func answer(ctx context.Context, h Handler, mapName, key string) (reply Reply) {
+	defer func() {
+		if v := recover(); v != nil {
+			panics.Inc()
+			slog.ErrorContext(ctx, "socketmap: handler panicked",
+				"map", ruapost.Clean(mapName, 64),
+				"key", ruapost.Clean(key, 253),
+				"panic", ruapost.Clean(fmt.Sprint(v), 500),
+				"stack", string(debug.Stack()))
+			reply = NotFound()
+		}
+	}()
+	return h(ctx, mapName, key)
+}
