@@ -1,0 +1,223 @@
+// Package compose builds the mails this project sends: a text for people, an
+// attachment for machines, and a DKIM signature.
+//
+// The mail is written field by field with the standard library's encoders
+// alone. Libraries that build mail in memory would reorder the header fields
+// and change the case of their names ("Tls-Report-Domain"); here both are
+// exactly as written below. The attachment is streamed: memory does not grow
+// with its size, not even with a signature.
+//
+// Values come from configuration and the DNS. One that holds a control
+// character, a line end above all, is an error, and then nothing is written:
+// no value can add a header field or end the header.
+package compose
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+)
+
+// Message is a mail with one attachment. From, To, Subject, Date, MessageID and
+// Attachment are required.
+type Message struct {
+	// From and To are the addresses (RFC 5322 3.4.1 addr-spec). A domain beyond
+	// ASCII is written in A-labels; a local part beyond ASCII is an error, as
+	// SMTPUTF8 is not supported yet.
+	From, To string
+	// FromName is the display name of From, or empty.
+	FromName string
+	// Subject may hold UTF-8 beyond ASCII, which becomes encoded words.
+	Subject string
+	// Date is written in UTC.
+	Date time.Time
+	// MessageID is without angle brackets, see NewMessageID.
+	MessageID string
+	// Header are further fields, written in this order after Message-ID.
+	Header []Field
+	// Text is the part for people: UTF-8 with LF or CRLF line ends.
+	Text string
+	// Attachment is the part for machines.
+	Attachment Attachment
+	// ReportType makes the mail a multipart/report of that type (RFC 6522); if
+	// it is empty the mail is multipart/mixed.
+	ReportType string
+	// Boundary separates the parts. If it is empty a random one is taken, which
+	// makes each Write of the message different from the last.
+	Boundary string
+}
+
+// Field is a header field. Its name is written as it is, its value may hold
+// UTF-8 as the Subject may.
+type Field struct {
+	Name, Value string
+}
+
+// Attachment is a file.
+type Attachment struct {
+	// ContentType is the media type without parameters, for example
+	// "application/gzip".
+	ContentType string
+	// Filename is printable ASCII without quotes, slashes and backslashes.
+	Filename string
+	// Open returns the content. A signed message reads it twice, and it must be
+	// the same both times.
+	Open func() (io.ReadCloser, error)
+}
+
+// NewMessageID returns a random Message-ID (RFC 5322 3.6.4) without the angle
+// brackets. Domain is one that the sender controls.
+func NewMessageID(domain string) string {
+	return strings.ToLower(rand.Text()) + "@" + domain
+}
+
+// Write writes the message with CRLF line ends, the signature of s first unless
+// s is nil. If the message cannot be written as it should be, because a value is
+// missing, is not valid or cannot be folded into lines that SMTP allows, nothing
+// has been written when Write returns. After an error in reading the attachment
+// or in writing to w, what was written is not complete and must not be sent.
+func (m *Message) Write(w io.Writer, s *Signer) error {
+	if err := m.write(w, s); err != nil {
+		return fmt.Errorf("compose: %w", err)
+	}
+	return nil
+}
+
+func (m *Message) write(w io.Writer, s *Signer) error {
+	c, err := m.compose()
+	if err != nil {
+		return err
+	}
+	var signature string
+	if s != nil {
+		if signature, err = s.sign(c); err != nil {
+			return fmt.Errorf("sign: %w", err)
+		}
+	}
+	// The buffer spares w the many short lines that base64 makes.
+	bw := bufio.NewWriterSize(w, 32<<10)
+	bw.WriteString(signature)
+	if err := c.writeTo(bw); err != nil {
+		return err
+	}
+	return bw.Flush()
+}
+
+// composed is a message of which all is encoded but the attachment, so that it
+// can be written several times with the same outcome.
+type composed struct {
+	header *header
+	// before and after are what stands around the attachment's base64.
+	before, after string
+	open          func() (io.ReadCloser, error)
+}
+
+func (m *Message) compose() (*composed, error) {
+	boundary := m.Boundary
+	if boundary == "" {
+		// "=_" occurs in neither base64 nor quoted-printable.
+		boundary = "=_" + rand.Text()
+	}
+	if !isBoundary(boundary) {
+		return nil, fmt.Errorf("%q cannot be a boundary", boundary)
+	}
+	h, err := m.header(boundary)
+	if err != nil {
+		return nil, err
+	}
+	attachment, err := m.Attachment.header()
+	if err != nil {
+		return nil, err
+	}
+	text := textPart(m.Text)
+	if strings.Contains(text, boundary) {
+		return nil, errors.New("the text contains the boundary")
+	}
+	return &composed{
+		header: h,
+		before: "--" + boundary + "\r\n" + text + "\r\n--" + boundary + "\r\n" + attachment.String() + "\r\n",
+		after:  "\r\n--" + boundary + "--\r\n",
+		open:   m.Attachment.Open,
+	}, nil
+}
+
+func (m *Message) header(boundary string) (*header, error) {
+	from, err := address(m.From)
+	if err != nil {
+		return nil, fmt.Errorf("From: %w", err)
+	}
+	to, err := address(m.To)
+	if err != nil {
+		return nil, fmt.Errorf("To: %w", err)
+	}
+	id, err := address(m.MessageID)
+	if err != nil || strings.HasPrefix(id, `"`) { // RFC 5322 3.6.4: no quotes in it
+		return nil, fmt.Errorf("%q cannot be a Message-ID", m.MessageID)
+	}
+	if m.Date.IsZero() {
+		return nil, errors.New("no Date")
+	}
+	h := &header{}
+	h.add("Date", m.Date.UTC().Format(time.RFC1123Z))
+	if m.FromName != "" {
+		from = displayName(m.FromName) + " <" + from + ">"
+	}
+	h.add("From", from)
+	h.add("To", to)
+	h.add("Subject", encodeText(m.Subject))
+	h.add("Message-ID", "<"+id+">")
+	for _, f := range m.Header {
+		h.add(f.Name, encodeText(f.Value))
+	}
+	h.add("Auto-Submitted", "auto-generated") // RFC 3834 5
+	h.add("MIME-Version", "1.0")
+	if m.ReportType == "" {
+		h.add("Content-Type", `multipart/mixed; boundary="`+boundary+`"`)
+	} else if isToken(m.ReportType) {
+		h.add("Content-Type", `multipart/report; report-type="`+m.ReportType+`"; boundary="`+boundary+`"`)
+	} else {
+		return nil, fmt.Errorf("%q cannot be a report type", m.ReportType)
+	}
+	return h, h.err
+}
+
+func (c *composed) writeTo(w io.Writer) error {
+	if _, err := io.WriteString(w, c.header.String()+"\r\n"+c.before); err != nil {
+		return err
+	}
+	if err := c.writeAttachment(w); err != nil {
+		return fmt.Errorf("attachment: %w", err)
+	}
+	_, err := io.WriteString(w, c.after)
+	return err
+}
+
+// UnixLines returns a writer that turns the CRLF line ends of a message into LF
+// on the way to w. That is how sendmail(1) expects mail on its standard input;
+// Postfix's takes CRLF as well, others take the CR for text. A signature is not
+// hurt: the MTA puts the CR back before the message leaves.
+func UnixLines(w io.Writer) io.Writer { return &unixLines{w: w} }
+
+type unixLines struct {
+	w       io.Writer
+	scratch []byte
+}
+
+func (u *unixLines) Write(p []byte) (int, error) {
+	u.scratch = u.scratch[:0]
+	// A message has no CR but at line ends, so it does not matter where p ends.
+	for rest := p; len(rest) > 0; {
+		before, after, _ := bytes.Cut(rest, []byte("\r"))
+		u.scratch = append(u.scratch, before...)
+		rest = after
+	}
+	if _, err := u.w.Write(u.scratch); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
