@@ -1,0 +1,215 @@
+// Package config reads the one TOML file that all programs share and checks all
+// of it: what a Config holds can be used as it is.
+//
+// Every key has a default that suits a fresh install, so that an empty file, or
+// none, is a valid configuration; contrib/ruapost.toml lists them. A key that
+// does not exist and a value that this version does not support are errors, as
+// an administrator must never believe in a protection that is not there.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+)
+
+// DefaultPath is the file the programs read if not told otherwise.
+const DefaultPath = "/etc/ruapost/ruapost.toml"
+
+// Config is a checked configuration. Domain names in it are as
+// ruapost.ParseDomain gives them, file names are absolute.
+type Config struct {
+	// OrgName is the reporting organization's name in reports, ReportDomain its
+	// domain: the submitter of reports.
+	OrgName      string
+	ReportDomain string
+
+	Store     Store
+	DNS       DNS
+	Milter    Milter
+	TLSPolicy TLSPolicy
+	Reporter  Reporter
+	DKIM      DKIM
+	Metrics   Metrics
+}
+
+// Store is the file that the programs share.
+type Store struct {
+	Path string
+	// RecordTimeout is how long an answer to Postfix waits for its record to be
+	// on disk, from 1 ms to 30 s.
+	RecordTimeout time.Duration
+}
+
+// DNS tells where to look up names.
+type DNS struct {
+	// Servers are the recursive servers as "address:port"; if empty, those of
+	// resolv.conf are used.
+	Servers []string
+}
+
+// Milter is what the milter needs to know.
+type Milter struct {
+	// Listen are the sockets, at least one.
+	Listen []Listen
+	// AuthservID is what the milter calls itself in Authentication-Results
+	// (RFC 8601 2.5).
+	AuthservID string
+	// TrustedNetworks are those whose mail is not judged.
+	TrustedNetworks []netip.Prefix
+}
+
+// TLSPolicy is what the TLS policy daemon needs to know.
+type TLSPolicy struct {
+	// Listen are the sockets for policy queries, at least one.
+	Listen []Listen
+	// TLSRPT is the unix datagram socket for Postfix's TLSRPT events; the zero
+	// Listen if there is to be none.
+	TLSRPT Listen
+}
+
+// Reporter is what the reporter needs to know.
+type Reporter struct {
+	// From is the mail address reports come from, in header and envelope.
+	From string
+	// Sendmail is the program that takes mails, and its first arguments.
+	Sendmail []string
+	// Format is the form of DMARC reports, "rfc9990" or "rfc7489".
+	Format string
+	// Outbox is the directory where composed reports wait.
+	Outbox string
+}
+
+// DKIM tells how to sign reports. Either all of it is set or nothing.
+type DKIM struct {
+	Domain   string
+	Selector string
+	// KeyFile is the file that has the private key in PEM form.
+	KeyFile string
+}
+
+// Metrics are the TCP sockets that serve Prometheus metrics, one per daemon. The
+// file has one address for both: the milter's; the TLS policy daemon takes the
+// port after it. Both are the zero Listen if there are to be no metrics.
+type Metrics struct {
+	Milter    Listen
+	TLSPolicy Listen
+}
+
+// Load reads the file at path. The error has all that is wrong with the file,
+// one Error a line; or it is the one that came with opening it.
+func Load(path string) (*Config, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return parse(path, string(text), hostname())
+}
+
+// Default returns the configuration of an empty file.
+func Default() *Config {
+	c := defaults()
+	c.derive(hostname())
+	return c
+}
+
+// defaults returns the defaults that do not depend on the host or on other keys.
+func defaults() *Config {
+	return &Config{
+		Store: Store{
+			Path:          "/var/lib/ruapost/ruapost.db",
+			RecordTimeout: 250 * time.Millisecond,
+		},
+		Milter: Milter{
+			Listen: []Listen{{"unix", "/var/spool/postfix/run/ruapost/milter.sock"}},
+			// Not the private networks: a mail gateway in front may well use one.
+			TrustedNetworks: []netip.Prefix{
+				netip.MustParsePrefix("127.0.0.0/8"),
+				netip.MustParsePrefix("::1/128"),
+			},
+		},
+		TLSPolicy: TLSPolicy{
+			Listen: []Listen{{"unix", "/var/spool/postfix/run/ruapost/policy.sock"}},
+			TLSRPT: Listen{"unix", "/var/spool/postfix/run/ruapost/tlsrpt.sock"},
+		},
+		Reporter: Reporter{
+			Sendmail: []string{"/usr/sbin/sendmail", "-i"},
+			Format:   "rfc9990",
+			Outbox:   "/var/lib/ruapost/outbox",
+		},
+	}
+}
+
+// derive fills what the file left out with what follows from the host's name and
+// from what the file says.
+func (c *Config) derive(host string) {
+	if c.ReportDomain == "" {
+		c.ReportDomain = domainOf(host)
+	}
+	if c.OrgName == "" {
+		c.OrgName = c.ReportDomain
+	}
+	if c.Milter.AuthservID == "" {
+		c.Milter.AuthservID = host
+	}
+	if c.Reporter.From == "" {
+		c.Reporter.From = "reports@" + c.ReportDomain
+	}
+}
+
+// parse makes a Config of a file's text. The file's name is only told in errors.
+func parse(file, text, host string) (*Config, error) {
+	entries, err := readFile(file, text)
+	if err != nil {
+		return nil, err
+	}
+	c := defaults()
+	lines := make(map[string]int) // of the keys that the file sets
+	var errs []error
+	fail := func(line int, key string, err error) {
+		errs = append(errs, &Error{File: file, Line: line, Key: key, Err: err})
+	}
+	keys := c.keys()
+	for _, e := range entries {
+		set, ok := keys[e.key]
+		if !ok {
+			fail(e.line, e.key, unknownKey(e.key, keys))
+			continue
+		}
+		lines[e.key] = e.line
+		if err := set(e.value); err != nil {
+			fail(e.line, e.key, err)
+		}
+	}
+	if len(errs) == 0 {
+		if key, err := c.DKIM.check(); err != nil {
+			fail(lines[key], key, err)
+		}
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	c.derive(host)
+	return c, nil
+}
+
+// check returns an error, and the key to tell it of, if only some of the keys
+// are set.
+func (d *DKIM) check() (key string, err error) {
+	var set, missing []string
+	for _, k := range []struct{ name, value string }{
+		{"dkim.domain", d.Domain}, {"dkim.selector", d.Selector}, {"dkim.key_file", d.KeyFile},
+	} {
+		if k.value == "" {
+			missing = append(missing, k.name)
+		} else {
+			set = append(set, k.name)
+		}
+	}
+	if len(set) == 0 || len(missing) == 0 {
+		return "", nil
+	}
+	return set[0], fmt.Errorf("%s is not set; expected all of domain, selector and key_file, or none", missing[0])
+}

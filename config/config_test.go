@@ -1,0 +1,420 @@
+package config
+
+import (
+	"errors"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+const testHost = "mail.example.org"
+
+var byValue = cmpopts.EquateComparable(netip.Prefix{})
+
+func TestEmptyFileIsValid(t *testing.T) {
+	got, err := parse("ruapost.toml", "", testHost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &Config{
+		OrgName:      "example.org",
+		ReportDomain: "example.org",
+		Store:        Store{"/var/lib/ruapost/ruapost.db", 250 * time.Millisecond},
+		Milter: Milter{
+			Listen:          []Listen{{"unix", "/var/spool/postfix/run/ruapost/milter.sock"}},
+			AuthservID:      "mail.example.org",
+			TrustedNetworks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")},
+		},
+		TLSPolicy: TLSPolicy{
+			Listen: []Listen{{"unix", "/var/spool/postfix/run/ruapost/policy.sock"}},
+			TLSRPT: Listen{"unix", "/var/spool/postfix/run/ruapost/tlsrpt.sock"},
+		},
+		Reporter: Reporter{"reports@example.org", []string{"/usr/sbin/sendmail", "-i"}, "rfc9990", "/var/lib/ruapost/outbox"},
+	}
+	if diff := cmp.Diff(want, got, byValue); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestEveryKey(t *testing.T) {
+	const text = `
+org_name = "Exämple, Inc."
+report_domain = "Bücher.example."
+dns.servers = ["192.0.2.1", "::1", "192.0.2.2:5353", "[2001:db8::1]:53"]
+tlspolicy = { listen = ["tcp:127.0.0.1:8891"], tlsrpt = "" }
+
+[store]
+path = "/srv//ruapost.db"
+record_timeout = "1s"
+
+[milter]
+listen = [
+	"unix:/run/x.sock",
+	"tcp:[::1]:8890",   # both
+	"tcp:localhost:0",
+]
+authserv_id = "MX.example"
+mode = "verify"
+enforce = "off"
+discovery = "treewalk"
+trusted_networks = ["192.0.2.0/24", "2001:db8::1", "::ffff:192.0.2.1"]
+
+[reporter]
+from = "dmarc-noreply@Bücher.example"
+sendmail = ["/opt/sendmail"]
+format = "rfc7489"
+outbox = "/srv/outbox/"
+
+[dkim]
+domain = "example.org"
+selector = "a.b"
+key_file = "/etc/key.pem"
+
+[metrics]
+listen = "tcp:[::1]:9184"
+`
+	got, err := parse("ruapost.toml", text, testHost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &Config{
+		OrgName:      "Exämple, Inc.",
+		ReportDomain: "xn--bcher-kva.example",
+		Store:        Store{"/srv/ruapost.db", time.Second},
+		DNS:          DNS{[]string{"192.0.2.1:53", "[::1]:53", "192.0.2.2:5353", "[2001:db8::1]:53"}},
+		Milter: Milter{
+			Listen:          []Listen{{"unix", "/run/x.sock"}, {"tcp", "[::1]:8890"}, {"tcp", "localhost:0"}},
+			AuthservID:      "mx.example",
+			TrustedNetworks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::1/128"), netip.MustParsePrefix("192.0.2.1/32")},
+		},
+		TLSPolicy: TLSPolicy{Listen: []Listen{{"tcp", "127.0.0.1:8891"}}},
+		Reporter:  Reporter{"dmarc-noreply@xn--bcher-kva.example", []string{"/opt/sendmail"}, "rfc7489", "/srv/outbox"},
+		DKIM:      DKIM{"example.org", "a.b", "/etc/key.pem"},
+		Metrics:   Metrics{Listen{"tcp", "[::1]:9184"}, Listen{"tcp", "[::1]:9185"}},
+	}
+	if diff := cmp.Diff(want, got, byValue); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestDerivedDefaults(t *testing.T) {
+	c, err := parse("ruapost.toml", `report_domain = "other.example"`, testHost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.OrgName != "other.example" || c.Reporter.From != "reports@other.example" || c.Milter.AuthservID != testHost {
+		t.Errorf("got org_name %q, from %q, authserv_id %q", c.OrgName, c.Reporter.From, c.Milter.AuthservID)
+	}
+}
+
+func TestErrors(t *testing.T) {
+	tests := []struct{ name, text, want string }{
+		{"syntax", "[store]\n\npath = \n", `f.toml:3: no valid TOML: expected value but found '\n' instead`},
+		{"unfinished string", "\norg_name = \"x\n", `f.toml:2: no valid TOML: strings cannot contain newlines`},
+		{"key twice", "org_name = \"a\"\norg_name = \"b\"\n", `f.toml:2: no valid TOML: Key 'org_name' has already been defined.`},
+		{"section twice", "[dkim]\n[store]\n[dkim]\n", `f.toml:3: no valid TOML: Key 'dkim' has already been defined.`},
+		{"not UTF-8", "org_name = \"\xff\"\n", `f.toml:1: no valid TOML: invalid UTF-8 byte: 0xff`},
+
+		{
+			"unknown key of the top level", "org = \"x\"\n",
+			`f.toml:1: org: unknown key; expected one of [dkim], [dns], [metrics], [milter], [reporter], [store], [tlspolicy], org_name, report_domain`,
+		},
+		{
+			"unknown section", "[milters]\nlisten = []\n",
+			`f.toml:1: milters: unknown key; expected one of [dkim], [dns], [metrics], [milter], [reporter], [store], [tlspolicy], org_name, report_domain`,
+		},
+		{
+			"unknown section of dotted keys", "org_name = \"x\"\nmilters.listen = []\n",
+			`f.toml:2: milters: unknown key; expected one of [dkim], [dns], [metrics], [milter], [reporter], [store], [tlspolicy], org_name, report_domain`,
+		},
+		{"unknown key of a section", "\n[dkim]\n\nkey = \"x\"\n", `f.toml:4: dkim.key: unknown key; expected one of domain, key_file, selector`},
+		{"keys match their case", "[dkim]\nDomain = \"x\"\n", `f.toml:2: dkim.Domain: unknown key; expected one of domain, key_file, selector`},
+		{"not built yet", "[tlspolicy]\nmaillog = [\"journal\"]\n", `f.toml:2: tlspolicy.maillog: unknown key; expected one of listen, tlsrpt`},
+		{"section that is none", "milter = \"x\"\n", `f.toml:1: milter: not a section; expected a line [milter] and its keys below`},
+		{"section that is a list", "[[milter]]\n", `f.toml:1: milter: not a section; expected a line [milter] and its keys below`},
+		{"table for a value", "[store.path]\nx = 1\n", `f.toml:1: store.path: a table; expected an absolute path`},
+
+		{"number for a string", "org_name = 5\n", `f.toml:1: org_name: 5 is a number; expected a name of up to 200 octets`},
+		{"boolean for a string", "report_domain = true\n", `f.toml:1: report_domain: true is a boolean; expected a domain name such as "example.org"`},
+		{"date for a string", "report_domain = 2026-01-02\n", `f.toml:1: report_domain: a date or time; expected a domain name such as "example.org"`},
+		{"list for a string", "[store]\npath = [\n\"/x\"]\n", `f.toml:2: store.path: a list; expected an absolute path`},
+		{
+			"string for a list", "[milter]\nlisten = \"unix:/x\"\n",
+			`f.toml:2: milter.listen: "unix:/x" is a string; expected a list of sockets such as "unix:/run/ruapost/x.sock" or "tcp:127.0.0.1:8890"`,
+		},
+		{
+			"number in a list", "[dns]\nservers = [53]\n",
+			`f.toml:2: dns.servers: 53 is a number; expected a list of addresses of name servers such as "127.0.0.1:53"`,
+		},
+
+		{"empty name", "org_name = \"\"\n", `f.toml:1: org_name: empty; expected a name of up to 200 octets`},
+		{"control character in name", "org_name = \"a\\nb\"\n", `f.toml:1: org_name: "a b": has blanks around it or control characters; expected a name of up to 200 octets`},
+		{"long name", "org_name = \"" + strings.Repeat("ä", 101) + "\"\n", `f.toml:1: org_name: "` + strings.Repeat("ä", 50) + `": 202 octets long; expected a name of up to 200 octets`},
+		{"bad domain", "report_domain = \"a..b\"\n", `f.toml:1: report_domain: not a domain name: empty label: "a..b"; expected a domain name such as "example.org"`},
+		{"empty domain", "report_domain = \"\"\n", `f.toml:1: report_domain: empty; expected a domain name such as "example.org"`},
+		{"relative path", "[store]\npath = \"x.db\"\n", `f.toml:2: store.path: "x.db": not an absolute path; expected an absolute path`},
+		{"duration as a number", "[store]\nrecord_timeout = 250\n", `f.toml:2: store.record_timeout: 250 is a number; expected a time from "1ms" to "30s"`},
+		{"duration without unit", "[store]\nrecord_timeout = \"250\"\n", `f.toml:2: store.record_timeout: "250": not a time; expected a time from "1ms" to "30s"`},
+		{"negative duration", "[store]\nrecord_timeout = \"-1s\"\n", `f.toml:2: store.record_timeout: "-1s": out of bounds; expected a time from "1ms" to "30s"`},
+		{"no duration", "[store]\nrecord_timeout = \"0\"\n", `f.toml:2: store.record_timeout: "0": out of bounds; expected a time from "1ms" to "30s"`},
+		{"long duration", "[store]\nrecord_timeout = \"31s\"\n", `f.toml:2: store.record_timeout: "31s": out of bounds; expected a time from "1ms" to "30s"`},
+		{"server by name", "dns.servers = [\"ns.example:53\"]\n", `f.toml:1: dns.servers: "ns.example:53": not an address with a port; expected a list of addresses of name servers such as "127.0.0.1:53"`},
+
+		{"empty list", "[milter]\nlisten = []\n", `f.toml:2: milter.listen: empty list; expected a list of sockets such as "unix:/run/ruapost/x.sock" or "tcp:127.0.0.1:8890"`},
+		{"mode trust", "[milter]\nmode = \"trust\"\n", `f.toml:2: milter.mode: "trust": not supported; expected "verify", the only value that this version supports`},
+		{"enforce reject", "[milter]\nenforce = \"reject\"\n", `f.toml:2: milter.enforce: "reject": not supported; expected "off", the only value that this version supports`},
+		{"discovery psl", "[milter]\ndiscovery = \"psl\"\n", `f.toml:2: milter.discovery: "psl": not supported; expected "treewalk", the only value that this version supports`},
+		{"mode empty", "[milter]\nmode = \"\"\n", `f.toml:2: milter.mode: empty; expected "verify", the only value that this version supports`},
+		{
+			"no network", "[milter]\ntrusted_networks = [\"10/8\"]\n",
+			`f.toml:2: milter.trusted_networks: "10/8": not a network; expected a list of networks such as "192.0.2.0/24" or "2001:db8::/32"`,
+		},
+		{
+			"address in network", "[milter]\ntrusted_networks = [\"10.0.0.1/8\"]\n",
+			`f.toml:2: milter.trusted_networks: "10.0.0.1/8": address inside the network 10.0.0.0/8; expected a list of networks such as "192.0.2.0/24" or "2001:db8::/32"`,
+		},
+		{
+			"mapped network", "[milter]\ntrusted_networks = [\"::ffff:10.0.0.0/104\"]\n",
+			`f.toml:2: milter.trusted_networks: "::ffff:10.0.0.0/104": IPv4 network in IPv6 form; expected a list of networks such as "192.0.2.0/24" or "2001:db8::/32"`,
+		},
+		{"tlsrpt by tcp", "[tlspolicy]\ntlsrpt = \"tcp:127.0.0.1:1\"\n", `f.toml:2: tlspolicy.tlsrpt: "tcp:127.0.0.1:1": not a unix socket; expected a socket "unix:/PATH", or "" for none`},
+
+		{
+			"from with name", "[reporter]\nfrom = \"R <r@example.org>\"\n",
+			`f.toml:2: reporter.from: "R <r@example.org>": not a plain mail address; expected a mail address such as "reports@example.org"`,
+		},
+		{
+			"from like an option", "[reporter]\nfrom = \"-r@example.org\"\n",
+			`f.toml:2: reporter.from: "-r@example.org": not a plain mail address; expected a mail address such as "reports@example.org"`,
+		},
+		{
+			"from quoted", "[reporter]\nfrom = '\"a b\"@example.org'\n",
+			`f.toml:2: reporter.from: "\"a b\"@example.org": not a plain mail address; expected a mail address such as "reports@example.org"`,
+		},
+		{
+			"from not ASCII", "[reporter]\nfrom = 'ä@example.org'\n",
+			`f.toml:2: reporter.from: "ä@example.org": local part is not ASCII; expected a mail address such as "reports@example.org"`,
+		},
+		{
+			"from at an address", "[reporter]\nfrom = 'r@[192.0.2.1]'\n",
+			`f.toml:2: reporter.from: not a domain name: character '[': "[192.0.2.1]"; expected a mail address such as "reports@example.org"`,
+		},
+		{
+			"sendmail by name", "[reporter]\nsendmail = [\"sendmail\", \"-i\"]\n",
+			`f.toml:2: reporter.sendmail: "sendmail": not an absolute path; expected a list of strings: the absolute path of a program, and its arguments`,
+		},
+		{
+			"sendmail empty", "[reporter]\nsendmail = [\"\"]\n",
+			`f.toml:2: reporter.sendmail: empty; expected a list of strings: the absolute path of a program, and its arguments`,
+		},
+		{"format", "[reporter]\nformat = \"rfc9989\"\n", `f.toml:2: reporter.format: "rfc9989": unknown format; expected "rfc9990" or "rfc7489"`},
+
+		{
+			"half of dkim", "[dkim]\ndomain = \"\"\nselector = \"s\"\nkey_file = \"/k\"\n",
+			`f.toml:3: dkim.selector: dkim.domain is not set; expected all of domain, selector and key_file, or none`,
+		},
+		{"metrics by unix", "[metrics]\nlisten = \"unix:/x\"\n", `f.toml:2: metrics.listen: "unix:/x": not a tcp socket; expected a socket "tcp:HOST:PORT", or "" for none`},
+		{
+			"metrics at the last port", "[metrics]\nlisten = \"tcp:127.0.0.1:65535\"\n",
+			`f.toml:2: metrics.listen: "tcp:127.0.0.1:65535": no port after it for the second daemon; expected a socket "tcp:HOST:PORT", or "" for none`,
+		},
+
+		{
+			"all errors, in the order of their lines",
+			"[reporter]\noutbox = 1\n[dkim]\nbad = 1\n[store]\npath = true\n",
+			"f.toml:2: reporter.outbox: 1 is a number; expected an absolute path\n" +
+				"f.toml:4: dkim.bad: unknown key; expected one of domain, key_file, selector\n" +
+				"f.toml:6: store.path: true is a boolean; expected an absolute path",
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := parse("f.toml", tt.text, testHost)
+			if err == nil {
+				t.Fatal("no error")
+			}
+			if diff := cmp.Diff(tt.want, err.Error()); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestParseListen(t *testing.T) {
+	tests := []struct {
+		in   string
+		want Listen
+		err  string
+	}{
+		{in: "unix:/run/x.sock", want: Listen{"unix", "/run/x.sock"}},
+		{in: "tcp:127.0.0.1:8890", want: Listen{"tcp", "127.0.0.1:8890"}},
+		{in: "tcp:[::1]:8890", want: Listen{"tcp", "[::1]:8890"}},
+		{in: "tcp:mail.example.org:8890", want: Listen{"tcp", "mail.example.org:8890"}},
+		{in: "unix:" + strings.Repeat("/abcdefghi", 11)[:112-5], want: Listen{"unix", strings.Repeat("/abcdefghi", 11)[:107]}},
+		{in: "unix:" + strings.Repeat("/abcdefghi", 11)[:108], err: "path of 108 octets is longer than the 107 that a socket can have"},
+		{in: "unix:run/x.sock", err: "not an absolute path"},
+		{in: "unix:", err: "not an absolute path"},
+		{in: "unix:/x\x00", err: "path with a NUL"},
+		{in: "/run/x.sock", err: "neither a unix nor a tcp socket"},
+		{in: "inet:8890@localhost", err: "neither a unix nor a tcp socket"},
+		{in: "tcp", err: "not of the form HOST:PORT"},
+		{in: "tcp:8890", err: "not of the form HOST:PORT"},
+		{in: "tcp:::1:8890", err: "not of the form HOST:PORT"},
+		{in: "tcp::8890", err: "no host"},
+		{in: "tcp:127.0.0.1:", err: `port "" is not a number up to 65535`},
+		{in: "tcp:127.0.0.1:smtp", err: `port "smtp" is not a number up to 65535`},
+		{in: "tcp:127.0.0.1:65536", err: `port "65536" is not a number up to 65535`},
+		{in: "tcp:a b:1", err: `host "a b" is neither an address nor a name`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.in, func(t *testing.T) {
+			got, err := ParseListen(tt.in)
+			msg := ""
+			if err != nil {
+				msg = err.Error()
+			}
+			if got != tt.want || msg != tt.err {
+				t.Errorf("got %v, %q; want %v, %q", got, msg, tt.want, tt.err)
+			}
+			if err == nil && got.String() != tt.in {
+				t.Errorf("String() = %q", got.String())
+			}
+		})
+	}
+}
+
+func TestHostNames(t *testing.T) {
+	hosts := "127.0.0.1 localhost\n# 192.0.2.9 mx.comment.example\n127.0.1.1\tmail.example.org mail # mx.late\n192.0.2.7 mailer.example.com mail2.example.com\n"
+	for short, want := range map[string]string{"mail": "mail.example.org", "mail2": "mail2.example.com", "mx": "mx", "localhost": "localhost"} {
+		if got := fullName(short, hosts); got != want {
+			t.Errorf("fullName(%q) = %q, want %q", short, got, want)
+		}
+	}
+	for host, want := range map[string]string{
+		"mail.example.org":    "example.org",
+		"mx.eu.example.org":   "eu.example.org",
+		"example.org":         "example.org", // above it, there is only org
+		"example.co.uk":       "example.co.uk",
+		"mail.example.co.uk":  "example.co.uk",
+		"mail":                "mail",
+		"out.lab.test":        "lab.test",
+		"ip-10-0-0-1.invalid": "ip-10-0-0-1.invalid",
+	} {
+		if got := domainOf(host); got != want {
+			t.Errorf("domainOf(%q) = %q, want %q", host, got, want)
+		}
+	}
+}
+
+func TestLoad(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "ruapost.toml")
+	if _, err := Load(file); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("missing file: got %v", err)
+	}
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("[store]\npath = 1\n")
+	_, err := Load(file)
+	if want := file + ":2: store.path: 1 is a number; expected an absolute path"; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	var e *Error
+	if !errors.As(err, &e) || e.Line != 2 || e.Key != "store.path" {
+		t.Errorf("got %#v", e)
+	}
+	write("")
+	c, err := Load(file)
+	if diff := cmp.Diff(Default(), c, byValue); err != nil || diff != "" {
+		t.Errorf("empty file is not the default: %v\n%s", err, diff)
+	}
+}
+
+// The example file has every key, with its default.
+func TestExample(t *testing.T) {
+	file, err := os.ReadFile("../contrib/ruapost.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := parse("", "", testHost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(file)
+	active := regexp.MustCompile(`(?m)^#([a-z_]+ = )`).ReplaceAllString(text, "$1")
+	for name, text := range map[string]string{"as it is": text, "uncommented": active} {
+		got, err := parse("ruapost.toml", text, testHost)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got, byValue, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%s, it does not equal the defaults: -want +got:\n%s", name, diff)
+		}
+	}
+	entries, err := readFile("ruapost.toml", active)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := new(Config).keys()
+	for _, e := range entries {
+		delete(left, e.key)
+	}
+	for key := range left {
+		t.Errorf("%s is not in the example", key)
+	}
+}
+
+// Every field of Config has a key that sets it.
+func TestEveryFieldHasAKey(t *testing.T) {
+	c, err := parse("", "", testHost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := c.keys()
+	v := reflect.ValueOf(*c)
+	n := len(keys) - len([]string{"milter.mode", "milter.enforce", "milter.discovery"}) // only checked
+	fields := 0
+	for i := range v.NumField() {
+		f := v.Field(i)
+		if f.Kind() == reflect.Struct && f.Type() != reflect.TypeFor[Metrics]() { // Metrics has one key
+			fields += f.NumField()
+		} else {
+			fields++
+		}
+	}
+	if fields != n {
+		t.Errorf("%d fields, but %d keys that set one", fields, n)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	example, err := os.ReadFile("../contrib/ruapost.toml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(strings.ReplaceAll(string(example), "\n#", "\n"))
+	f.Add("[milter]\nlisten = [\n\"tcp:[::1]:1\"]\nx.y = {z = 1979-05-27}\n[[dkim]]\n[a.b]\n")
+	f.Add("reporter.from = '''\na@b'''\nreporter.\"\" = 1e5\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		c, err := parse("f", text, testHost)
+		if (c == nil) == (err == nil) {
+			t.Fatalf("got %v and %v", c, err)
+		}
+		var e *Error
+		if err != nil && (!errors.As(err, &e) || e.Line < 1 || e.Line > strings.Count(text, "\n")+1) {
+			t.Errorf("error without a line: %v", err)
+		}
+	})
+}

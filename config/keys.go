@@ -1,0 +1,330 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/mail"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"ruapost"
+)
+
+// Bounds of store.record_timeout. Postfix waits 30 s for the answer to most
+// milter commands (milter_command_timeout).
+const (
+	minRecordTimeout = time.Millisecond
+	maxRecordTimeout = 30 * time.Second
+)
+
+// setter puts a value from the file into a Config. Its error says what is wrong
+// and what was expected.
+type setter func(value any) error
+
+// keys are all keys that exist, with their sections, and where their values go.
+func (c *Config) keys() map[string]setter {
+	const (
+		aDomain = `a domain name such as "example.org"`
+		aFile   = `an absolute path`
+		sockets = `sockets such as "unix:/run/ruapost/x.sock" or "tcp:127.0.0.1:8890"`
+	)
+	return map[string]setter{
+		"org_name":      one(&c.OrgName, "a name of up to 200 octets", parseName),
+		"report_domain": one(&c.ReportDomain, aDomain, ruapost.ParseDomain),
+
+		"store.path":           one(&c.Store.Path, aFile, parsePath),
+		"store.record_timeout": one(&c.Store.RecordTimeout, `a time from "1ms" to "30s"`, parseRecordTimeout),
+
+		"dns.servers": list(&c.DNS.Servers, 0, `addresses of name servers such as "127.0.0.1:53"`, parseServer),
+
+		"milter.listen":           list(&c.Milter.Listen, 1, sockets, ParseListen),
+		"milter.authserv_id":      one(&c.Milter.AuthservID, `a host's name such as "mail.example.org"`, ruapost.ParseDomain),
+		"milter.mode":             only("verify"),
+		"milter.enforce":          only("off"),
+		"milter.discovery":        only("treewalk"),
+		"milter.trusted_networks": list(&c.Milter.TrustedNetworks, 0, `networks such as "192.0.2.0/24" or "2001:db8::/32"`, parseNetwork),
+
+		"tlspolicy.listen": list(&c.TLSPolicy.Listen, 1, sockets, ParseListen),
+		"tlspolicy.tlsrpt": one(&c.TLSPolicy.TLSRPT, `a socket "unix:/PATH", or "" for none`, optional(parseUnix)),
+
+		"reporter.from":     one(&c.Reporter.From, `a mail address such as "reports@example.org"`, parseAddress),
+		"reporter.sendmail": command(&c.Reporter.Sendmail),
+		"reporter.format":   one(&c.Reporter.Format, `"rfc9990" or "rfc7489"`, parseFormat),
+		"reporter.outbox":   one(&c.Reporter.Outbox, aFile, parsePath),
+
+		"dkim.domain":   one(&c.DKIM.Domain, aDomain+`, or "" for none`, optional(ruapost.ParseDomain)),
+		"dkim.selector": one(&c.DKIM.Selector, `a selector such as "mail2026", or "" for none`, optional(ruapost.ParseDomain)),
+		"dkim.key_file": one(&c.DKIM.KeyFile, aFile+`, or "" for none`, optional(parsePath)),
+
+		"metrics.listen": one(&c.Metrics, `a socket "tcp:HOST:PORT", or "" for none`, optional(parseMetrics)),
+	}
+}
+
+// sections are the sections of the file.
+var sections = func() map[string]bool {
+	names := make(map[string]bool)
+	for key := range new(Config).keys() {
+		if section, _, ok := strings.Cut(key, "."); ok {
+			names[section] = true
+		}
+	}
+	return names
+}()
+
+// unknownKey returns the error of a key that does not exist: it lists those that
+// do exist in its section, or at the top level with the sections.
+func unknownKey(key string, keys map[string]setter) error {
+	if sections[key] {
+		return fmt.Errorf("not a section; expected a line [%s] and its keys below", key)
+	}
+	section, _, _ := strings.Cut(key, ".")
+	var expected []string
+	for k := range keys {
+		s, name, ok := strings.Cut(k, ".")
+		switch {
+		case sections[section]:
+			if ok && s == section {
+				expected = append(expected, name)
+			}
+		case ok:
+			expected = append(expected, "["+s+"]")
+		default:
+			expected = append(expected, k)
+		}
+	}
+	slices.Sort(expected)
+	return fmt.Errorf("unknown key; expected one of %s", strings.Join(slices.Compact(expected), ", "))
+}
+
+// one is the setter of a key that takes one string.
+func one[T any](to *T, expected string, parse func(string) (T, error)) setter {
+	return func(value any) error {
+		v, err := parseString(value, parse)
+		if err != nil {
+			return fmt.Errorf("%w; expected %s", err, expected)
+		}
+		*to = v
+		return nil
+	}
+}
+
+// list is the setter of a key that takes a list of strings, at least so many.
+func list[T any](to *[]T, atLeast int, expected string, parse func(string) (T, error)) setter {
+	expected = "a list of " + expected
+	return func(value any) error {
+		values, ok := value.([]any)
+		if !ok {
+			return fmt.Errorf("%s; expected %s", describe(value), expected)
+		}
+		if len(values) < atLeast {
+			return fmt.Errorf("empty list; expected %s", expected)
+		}
+		var vs []T
+		for _, value := range values {
+			v, err := parseString(value, parse)
+			if err != nil {
+				return fmt.Errorf("%w; expected %s", err, expected)
+			}
+			vs = append(vs, v)
+		}
+		*to = vs
+		return nil
+	}
+}
+
+// command is the setter of a key that takes a program and its arguments.
+func command(to *[]string) setter {
+	const expected = `strings: the absolute path of a program, and its arguments`
+	set := list(to, 1, expected, parseArgument)
+	return func(value any) error {
+		if err := set(value); err != nil {
+			return err
+		}
+		if program := (*to)[0]; program[0] != '/' {
+			return fmt.Errorf("%q: not an absolute path; expected a list of %s", ruapost.Clean(program, 100), expected)
+		}
+		return nil
+	}
+}
+
+// only is the setter of a key that has one value so far.
+func only(value string) setter {
+	ignored := ""
+	expected := fmt.Sprintf("%q, the only value that this version supports", value)
+	return one(&ignored, expected, func(s string) (string, error) {
+		if s != value {
+			return "", errors.New("not supported")
+		}
+		return s, nil
+	})
+}
+
+// optional makes the empty string stand for the zero value.
+func optional[T any](parse func(string) (T, error)) func(string) (T, error) {
+	return func(s string) (v T, err error) {
+		if s == "" {
+			return v, nil
+		}
+		return parse(s)
+	}
+}
+
+func parseString[T any](value any, parse func(string) (T, error)) (v T, err error) {
+	s, ok := value.(string)
+	if !ok {
+		return v, errors.New(describe(value))
+	}
+	v, err = parse(s)
+	switch {
+	case s == "" && err != nil:
+		return v, errors.New("empty")
+	case errors.Is(err, ruapost.ErrDomain): // shows the value itself
+		return v, err
+	case err != nil:
+		return v, fmt.Errorf("%q: %w", ruapost.Clean(s, 100), err)
+	}
+	return v, nil
+}
+
+// describe tells what a value is that should be something else.
+func describe(value any) string {
+	switch value := value.(type) {
+	case string:
+		return fmt.Sprintf("%q is a string", ruapost.Clean(value, 100))
+	case int64, float64:
+		return fmt.Sprintf("%v is a number", value)
+	case bool:
+		return fmt.Sprintf("%v is a boolean", value)
+	case time.Time:
+		return "a date or time"
+	case []any:
+		return "a list"
+	}
+	return "a table"
+}
+
+// parseName accepts text that can stand in a report and a mail header.
+func parseName(s string) (string, error) {
+	switch {
+	case s == "":
+		return "", errors.New("empty")
+	case len(s) > 200:
+		return "", fmt.Errorf("%d octets long", len(s))
+	case ruapost.Clean(s, len(s)) != s:
+		return "", errors.New("has blanks around it or control characters")
+	}
+	return s, nil
+}
+
+func parseRecordTimeout(s string) (time.Duration, error) {
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return 0, errors.New("not a time")
+	}
+	if d < minRecordTimeout || maxRecordTimeout < d {
+		return 0, errors.New("out of bounds")
+	}
+	return d, nil
+}
+
+// parseServer accepts an address with or without a port.
+func parseServer(s string) (string, error) {
+	if addr, err := netip.ParseAddr(s); err == nil {
+		return netip.AddrPortFrom(addr, 53).String(), nil
+	}
+	server, err := netip.ParseAddrPort(s)
+	if err != nil || server.Port() == 0 {
+		// A name would have to be looked up first.
+		return "", errors.New("not an address with a port")
+	}
+	return server.String(), nil
+}
+
+// parseNetwork accepts a network, or an address as the network of itself.
+func parseNetwork(s string) (netip.Prefix, error) {
+	if addr, err := netip.ParseAddr(s); err == nil {
+		addr = addr.Unmap()
+		return addr.Prefix(addr.BitLen())
+	}
+	network, err := netip.ParsePrefix(s)
+	if err != nil {
+		return netip.Prefix{}, errors.New("not a network")
+	}
+	if network.Addr().Is4In6() {
+		return netip.Prefix{}, errors.New("IPv4 network in IPv6 form")
+	}
+	if network != network.Masked() {
+		return netip.Prefix{}, fmt.Errorf("address inside the network %s", network.Masked())
+	}
+	return network, nil
+}
+
+func parseUnix(s string) (Listen, error) {
+	l, err := ParseListen(s)
+	if err == nil && l.Network != "unix" {
+		err = errors.New("not a unix socket")
+	}
+	return l, err
+}
+
+// parseAddress accepts a mail address without a display name. The local part is
+// unquoted, as it has to pass through a command line and logs.
+func parseAddress(s string) (string, error) {
+	address, err := mail.ParseAddress(s)
+	if err != nil || address.Address != s || strings.HasPrefix(s, "-") {
+		return "", errors.New("not a plain mail address")
+	}
+	at := strings.LastIndexByte(s, '@')
+	local := s[:at]
+	if strings.ContainsFunc(local, func(r rune) bool { return r >= utf8.RuneSelf }) {
+		return "", errors.New("local part is not ASCII")
+	}
+	domain, err := ruapost.ParseDomain(s[at+1:])
+	if err != nil {
+		return "", err
+	}
+	return local + "@" + domain, nil
+}
+
+// parseArgument accepts what can be an argument of a program.
+func parseArgument(s string) (string, error) {
+	if s == "" || strings.ContainsRune(s, 0) {
+		return "", errors.New("not an argument")
+	}
+	return s, nil
+}
+
+func parseFormat(s string) (string, error) {
+	if s != "rfc9990" && s != "rfc7489" {
+		return "", errors.New("unknown format")
+	}
+	return s, nil
+}
+
+func parseMetrics(s string) (Metrics, error) {
+	first, err := ParseListen(s)
+	if err != nil {
+		return Metrics{}, err
+	}
+	if first.Network != "tcp" {
+		return Metrics{}, errors.New("not a tcp socket")
+	}
+	// parseHostPort has made sure of the form and of the port being a number.
+	host, p, _ := net.SplitHostPort(first.Address)
+	port, _ := strconv.Atoi(p)
+	if port == 65535 {
+		return Metrics{}, errors.New("no port after it for the second daemon")
+	}
+	if port > 0 {
+		port++
+	}
+	return Metrics{
+		Milter:    first,
+		TLSPolicy: Listen{first.Network, net.JoinHostPort(host, strconv.Itoa(port))},
+	}, nil
+}

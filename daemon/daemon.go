@@ -1,0 +1,163 @@
+// Package daemon is what the programs share and what no mail protocol has a part
+// in: the start of a program with its flags, configuration, log and signals
+// (Main, Command), sockets (Listen, ListenPacket), a loop that accepts
+// connections and ends in good order (Server), and metrics (ServeMetrics).
+//
+// A daemon's main function is
+//
+//	daemon.Main("ruapost-x", func(ctx context.Context, cfg *config.Config) error {
+//		listeners, err := daemon.Listen("x", cfg.X.Listen)
+//		if err != nil {
+//			return err
+//		}
+//		daemon.Ready()
+//		server := &daemon.Server{Name: "x", Handle: handle, MaxConns: 1000}
+//		server.Serve(ctx, listeners...)
+//		return nil
+//	})
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"ruapost"
+	"ruapost/config"
+)
+
+// Exit statuses of the programs.
+const (
+	exitOK    = 0
+	exitError = 1 // what the program does failed
+	exitUsage = 2 // arguments or configuration are wrong; nothing was begun
+)
+
+// ErrUsage is to be wrapped by errors about a program's arguments.
+var ErrUsage = errors.New("usage error")
+
+// Main runs a daemon and does not return. It reads the flags and the
+// configuration, logs to stderr and calls run, whose context ends on SIGTERM and
+// SIGINT; a second signal kills.
+//
+// The exit status is 0 when run returns nil, or context.Canceled after a signal;
+// 1 when it returns an error; 2 when flags or configuration are wrong, in which
+// case run is not called.
+func Main(name string, run func(ctx context.Context, cfg *config.Config) error) {
+	Command(name, "", func(ctx context.Context, cfg *config.Config, args []string) error {
+		if len(args) > 0 {
+			return fmt.Errorf("%w: unexpected argument %q", ErrUsage, args[0])
+		}
+		return run(ctx, cfg)
+	})
+}
+
+// Command is Main for a program with arguments; run gets those that follow the
+// flags -config and -version. What usage says of them is printed by -help. The
+// exit status is also 2 when run's error wraps ErrUsage.
+func Command(name, usage string, run func(ctx context.Context, cfg *config.Config, args []string) error) {
+	p := &program{name: name, usage: usage, run: run}
+	os.Exit(p.main(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// program is a program from its flags to its exit status.
+type program struct {
+	name  string
+	usage string
+	run   func(ctx context.Context, cfg *config.Config, args []string) error
+}
+
+func (p *program) main(args []string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet(p.name, flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.Usage = func() {
+		fmt.Fprintf(stderr, "usage: %s [-config FILE] [-version] %s\n", p.name, p.usage)
+		flags.PrintDefaults()
+	}
+	file := flags.String("config", "", "configuration `FILE`; by default "+config.DefaultPath+" if there is one")
+	version := flags.Bool("version", false, "print the version and exit")
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return exitOK
+	case err != nil: // flags has printed it
+		return exitUsage
+	}
+	if *version {
+		fmt.Fprintf(stdout, "%s %s (%s)\n", p.name, ruapost.Version, runtime.Version())
+		return exitOK
+	}
+	slog.SetDefault(newLogger(stderr)) // takes what the log package gets, too
+	cfg, err := loadConfig(*file)
+	if err != nil {
+		// One error a line, each beginning with the file, as editors know to read.
+		fmt.Fprintln(stderr, err)
+		return exitUsage
+	}
+	switch err := p.runUntilSignal(cfg, flags.Args()); {
+	case errors.Is(err, ErrUsage):
+		fmt.Fprintf(stderr, "%s: %v\n", p.name, err)
+		flags.Usage()
+		return exitUsage
+	case err != nil:
+		slog.Error(p.name+" failed", "err", err)
+		return exitError
+	}
+	return exitOK
+}
+
+func (p *program) runUntilSignal(cfg *config.Config, args []string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	unregister := context.AfterFunc(ctx, func() {
+		slog.Info("stopping", "cause", context.Cause(ctx))
+		notify(daemon.SdNotifyStopping)
+		stop() // so that the next signal kills
+	})
+	defer unregister() // before stop, which ends ctx as well
+	err := p.run(ctx, cfg, args)
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// loadConfig reads the file, or the default one if none was named. Only the
+// default one may be missing.
+func loadConfig(file string) (*config.Config, error) {
+	cfg, err := config.Load(cmp.Or(file, config.DefaultPath))
+	if file == "" && errors.Is(err, fs.ErrNotExist) {
+		slog.Info("no configuration file, all keys have their defaults", "file", config.DefaultPath)
+		cfg, err = config.Default(), nil
+	}
+	if err == nil && ruapost.Labels(cfg.ReportDomain) == 1 {
+		slog.Warn("report_domain has no dot, reports will hardly be accepted; set it in the configuration file",
+			"report_domain", cfg.ReportDomain)
+	}
+	return cfg, err
+}
+
+// Ready tells systemd and the log that the daemon's sockets are open.
+func Ready() {
+	for _, name := range unusedSockets() {
+		slog.Warn("socket passed by systemd is not used; is its FileDescriptorName right?", "name", name)
+	}
+	slog.Info("ready", "version", ruapost.Version)
+	notify(daemon.SdNotifyReady)
+}
+
+func notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		slog.Warn("cannot notify systemd", "state", state, "err", err)
+	}
+}
