@@ -1,0 +1,30 @@
+package outbound
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+var (
+	queries = promauto.NewCounterVec(prometheus.CounterOpts{
+		Name: "ruapost_policy_queries_total",
+		Help: "Policy queries by answer: secure, dane, dane-only, none, no-domain, unknown-table.",
+	}, []string{"answer"})
+	queryTime = promauto.NewHistogram(prometheus.HistogramOpts{
+		Name:    "ruapost_policy_query_seconds",
+		Help:    "Time to answer a policy query.",
+		Buckets: prometheus.ExponentialBuckets(0.00001, 8, 8),
+	})
+	fetches = promauto.NewCounterVec(prometheus.CounterOpts{
+		Name: "ruapost_sts_fetches_total",
+		Help: "Fetches of MTA-STS policies by result: ok, failed.",
+	}, []string{"result"})
+	datagrams = promauto.NewCounterVec(prometheus.CounterOpts{
+		Name: "ruapost_tlsrpt_datagrams_total",
+		Help: "TLSRPT datagrams from Postfix by result: ok, bad.",
+	}, []string{"result"})
+	sessionsDropped = promauto.NewCounter(prometheus.CounterOpts{
+		Name: "ruapost_tlsrpt_sessions_dropped_total",
+		Help: "TLS sessions that were not recorded because too many waited for the store.",
+	})
+)

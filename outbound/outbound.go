@@ -1,0 +1,113 @@
+// Package outbound answers Postfix's question for a TLS policy (smtp_tls_policy_maps)
+// from what a domain publishes, DANE or MTA-STS, and turns Postfix's TLSRPT
+// datagrams into Sessions.
+//
+// An error answer, or none, makes Postfix defer the mail. So there is none: where
+// nothing is known, the answer is NOTFOUND and main.cf decides.
+package outbound
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"time"
+
+	"ruapost"
+	"ruapost/dane"
+	"ruapost/mtasts"
+	"ruapost/socketmap"
+)
+
+// The names of the tables, the third part of socketmap:unix:PATH:NAME. Postfix
+// before 3.10 defers mail when an answer has the attributes for TLS reports, so
+// those are only given to who asks for them.
+const (
+	TableQuery        = "QUERY"
+	TableQueryTLSRPT  = "QUERYwithTLSRPT"
+	queryTimeout      = 5 * time.Second // Postfix waits up to 100 s, its mail does too
+	maxPolicies       = 50_000          // MTA-STS policies that are kept
+	fetchRetry        = 5 * time.Minute // RFC 8461 3.3
+	minPolicyLifetime = 5 * time.Minute // a max_age of 0 is for one use; one use is a delivery
+)
+
+// Resolver is what this package asks of DNS.
+type Resolver interface {
+	dane.Resolver
+	mtasts.Resolver
+}
+
+// Policies answers queries. Create it with NewPolicies.
+type Policies struct {
+	resolver Resolver
+	sts      *stsCache
+}
+
+// NewPolicies returns a Policies that fetches MTA-STS policies with f.
+func NewPolicies(r Resolver, f *mtasts.Fetcher) *Policies {
+	return &Policies{resolver: r, sts: newSTSCache(r, f)}
+}
+
+// Close ends the fetches that are under way.
+func (p *Policies) Close() { p.sts.close() }
+
+// Answer is the socketmap.Handler.
+func (p *Policies) Answer(ctx context.Context, table, key string) socketmap.Reply {
+	began := time.Now()
+	reply, kind := p.answer(ctx, table, key)
+	queries.WithLabelValues(kind).Inc()
+	queryTime.Observe(time.Since(began).Seconds())
+	return reply
+}
+
+// answer returns the reply and what kind it is, for counting.
+func (p *Policies) answer(ctx context.Context, table, key string) (reply socketmap.Reply, kind string) {
+	if table != TableQuery && table != TableQueryTLSRPT {
+		slog.Warn("policy: query for an unknown table, see smtp_tls_policy_maps in main.cf",
+			"table", ruapost.Clean(table, 64), "known", TableQuery+", "+TableQueryTLSRPT)
+		return socketmap.NotFound(), "unknown-table"
+	}
+	domain, ok := policyDomain(key)
+	if !ok {
+		return socketmap.NotFound(), "no-domain"
+	}
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	// Both at once: most domains have neither, and then both have to be waited for.
+	sts := make(chan *mtasts.Policy, 1)
+	go func() { sts <- p.sts.policy(ctx, domain) }()
+	level := dane.LevelNone
+	mxSecure := false
+	if found, err := dane.Lookup(ctx, p.resolver, domain); err == nil {
+		level, mxSecure = found.Level(), found.MXSecure
+	} else {
+		// Postfix will not find the MX hosts either. An MTA-STS policy that is known
+		// still holds.
+		slog.Debug("policy: DANE lookup failed", "domain", domain, "err", err)
+	}
+	// RFC 8461 2: MTA-STS must not override DANE. RFC 7672 2.2.1 leaves DANE open to
+	// choice where the MX answer is insecure.
+	if level != dane.LevelNone && mxSecure {
+		return socketmap.OK(string(level)), string(level)
+	}
+	if policy := <-sts; policy != nil && policy.Mode == mtasts.ModeEnforce {
+		if value := secureReply(domain, policy, table == TableQueryTLSRPT); value != "" {
+			return socketmap.OK(value), "secure"
+		}
+	}
+	if level != dane.LevelNone {
+		return socketmap.OK(string(level)), string(level)
+	}
+	return socketmap.NotFound(), "none"
+}
+
+// policyDomain returns the domain that key asks about. Postfix asks about whatever
+// the next hop is, and about its parent domains with a leading dot; a host in
+// brackets, one with a port or an address is a relay host, whose MTA-STS policy, if
+// any, does not apply (RFC 8461 3.4).
+func policyDomain(key string) (domain string, ok bool) {
+	if strings.HasPrefix(key, ".") || strings.ContainsAny(key, "[]:/") {
+		return "", false
+	}
+	domain, err := ruapost.ParseDomain(key)
+	return domain, err == nil && ruapost.Labels(domain) > 1
+}
