@@ -1,7 +1,6 @@
 package reporting
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,8 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"time"
+	"syscall"
 
 	"ruapost"
 )
@@ -76,16 +74,15 @@ func (r *Reporter) askRecipients(ctx context.Context, rep *ruapost.Report) error
 
 // mail hands the report to sendmail for one recipient and notes what became of it.
 func (r *Reporter) mail(ctx context.Context, rep *ruapost.Report, rc *ruapost.Recipient) error {
-	file, err := r.mailFile(rep, rc)
+	file, taken, err := r.mailFile(rep, rc)
 	if err != nil {
 		return err
 	}
-	rc.Attempts++
-	rc.Last = r.now()
-	if err := r.Store.PutReport(ctx, rep); err != nil {
-		return err
+	if !taken { // else an earlier run was killed before it could note that
+		rc.Attempts++
+		rc.Last = r.now()
+		err = r.sendmail(ctx, file, rc.Address)
 	}
-	err = r.sendmail(ctx, file, rc.Address)
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
@@ -102,8 +99,11 @@ func (r *Reporter) mail(ctx context.Context, rep *ruapost.Report, rc *ruapost.Re
 	if err := r.Store.PutReport(context.WithoutCancel(ctx), rep); err != nil {
 		return err
 	}
-	if rc.State == ruapost.RecipientSent {
-		if err := os.Remove(file); err != nil {
+	if rc.State == ruapost.RecipientWaiting {
+		return nil
+	}
+	for _, f := range []string{file, file + takenSuffix} {
+		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("reporting: outbox: %w", err)
 		}
 	}
@@ -131,47 +131,75 @@ func (r *Reporter) putOff(rep *ruapost.Report, rc *ruapost.Recipient, err error)
 		"recipient", rc.Address, "until", rc.NotBefore, "err", err)
 }
 
-// sendmail runs sendmail with the mail in file as its standard input: from a file,
-// so that it never gets half a mail from a program that was killed.
+// handOver is the shell script that runs sendmail: its $0 is the file with the mail,
+// the rest is the command. The mail comes from a file, so that sendmail never gets
+// half of one from a program that was killed. Its status is sendmail's.
+const handOver = `"$@" <"$0" || exit $?; mv -f -- "$0" "$0` + takenSuffix + `" || :`
+
+// takenSuffix is behind the name of a mail that sendmail has taken.
+const takenSuffix = ".taken"
+
+// The shell's own statuses for a command that cannot be run or found.
+const (
+	shCannotRun = 126
+	shNotFound  = 127
+)
+
+// sendmail hands the mail in file to sendmail. The error is errSendmail if that
+// could not be run, else it wraps an *exec.ExitError.
 func (r *Reporter) sendmail(ctx context.Context, file, recipient string) error {
-	in, err := os.Open(file)
+	// A file takes what sendmail says: a pipe would break when we are killed.
+	out, err := os.CreateTemp(r.Outbox, ".sendmail-*")
 	if err != nil {
 		return fmt.Errorf("%w: %w", errSendmail, err)
 	}
-	defer in.Close()
-	// A stopped run lets sendmail finish, or the mail might be out without a note.
+	defer out.Close()
+	defer os.Remove(out.Name())
+	// A run that is stopped lets sendmail finish.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendmailTimeout)
 	defer cancel()
-	args := append(slices.Clone(r.Sendmail[1:]), "-f", r.From, "--", recipient)
-	cmd := exec.CommandContext(ctx, r.Sendmail[0], args...)
-	var out bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, &out, &out
-	cmd.WaitDelay = time.Second
+	args := append([]string{"-c", handOver, file}, r.Sendmail...)
+	cmd := exec.CommandContext(ctx, "/bin/sh", append(args, "-f", r.From, "--", recipient)...)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.ExtraFiles = []*os.File{r.locked}
+	// A process group of its own: what is sent to ours from a terminal is not meant
+	// for sendmail, and it can be ended as a whole.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("%w %s: %w", errSendmail, r.Sendmail[0], err)
+		return fmt.Errorf("%w: %w", errSendmail, err)
 	}
-	if err := cmd.Wait(); err != nil {
-		return fmt.Errorf("sendmail: %w: %s", err, ruapost.Clean(out.String(), 300))
+	err = cmd.Wait()
+	if err == nil {
+		return nil
 	}
-	return nil
+	said := make([]byte, 1000)
+	n, _ := out.ReadAt(said, 0)
+	err = fmt.Errorf("sendmail: %w: %s", err, ruapost.Clean(string(said[:n]), 300))
+	if code := cmd.ProcessState.ExitCode(); code == shCannotRun || code == shNotFound {
+		return fmt.Errorf("%w: %w", errSendmail, err)
+	}
+	return err
 }
 
-// mailFile returns the file with the mail to rc, which is composed the first time
-// and the same from then on.
-func (r *Reporter) mailFile(rep *ruapost.Report, rc *ruapost.Recipient) (string, error) {
-	path := filepath.Join(r.dir(rep), mailName(rc.Address))
-	if _, err := os.Stat(path); err == nil {
-		return path, nil
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("reporting: outbox: %w", err)
+// mailFile returns the file with the mail to rc, which is composed the first time and
+// the same from then on, and whether sendmail has taken it already.
+func (r *Reporter) mailFile(rep *ruapost.Report, rc *ruapost.Recipient) (path string, taken bool, err error) {
+	path = filepath.Join(r.dir(rep), mailName(rc.Address))
+	for _, suffix := range []string{"", takenSuffix} {
+		if _, err := os.Stat(path + suffix); err == nil {
+			return path, suffix == takenSuffix, nil
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return "", false, fmt.Errorf("reporting: outbox: %w", err)
+		}
 	}
 	fresh := path + ".new"
-	err := r.composeMail(fresh, rep, rc)
+	err = r.composeMail(fresh, rep, rc)
 	if err == nil {
 		err = errors.Join(os.Rename(fresh, path), syncDir(filepath.Dir(path)))
 	}
 	if err != nil {
-		return "", fmt.Errorf("reporting: compose mail of report %s to %s: %w", rep.ID, rc.Address, err)
+		return "", false, fmt.Errorf("reporting: compose mail of report %s to %s: %w", rep.ID, rc.Address, err)
 	}
-	return path, nil
+	return path, false, nil
 }

@@ -9,9 +9,14 @@
 //	done      every recipient was served or given up
 //
 // and each recipient through: waiting, sent, failed. The mail to a recipient is
-// composed once, when the recipient is known to accept the report, and kept until
-// sendmail has taken it. A mail is repeated, byte by byte, only if the program or
-// the machine died between sendmail's success and the note of it.
+// composed once, when the recipient is known to accept the report, and kept in the
+// report's folder until sendmail has taken it.
+//
+// sendmail runs under a shell that renames the mail when sendmail has taken it, and
+// both hold the outbox's lock. So a run that is killed while sendmail works leaves
+// behind what became of the mail, and the next run does not begin before that is
+// certain. A mail is repeated, byte by byte, only if the machine dies, or that shell
+// is killed too, in the instant between sendmail's success and the rename.
 package reporting
 
 import (
@@ -23,6 +28,7 @@ import (
 	"iter"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -89,6 +95,8 @@ type Reporter struct {
 	Signer *compose.Signer
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
+
+	locked *os.File // the outbox's lock, during Send
 }
 
 // ErrBusy is returned by Send if another one works on the same outbox.
@@ -109,11 +117,13 @@ func (r *Reporter) now() time.Time {
 // window, and serves the recipients that are due. A fault with one report is
 // logged and leaves it for the next run; the error is of what stops the run.
 func (r *Reporter) Send(ctx context.Context, everything bool) error {
-	unlock, err := r.lock()
-	if err != nil {
+	if err := r.lock(); err != nil {
 		return err
 	}
-	defer unlock()
+	defer r.locked.Close()
+	if _, err := exec.LookPath(r.Sendmail[0]); err != nil {
+		return fmt.Errorf("reporting: %w: %w", errSendmail, err)
+	}
 	earlier, err := r.Store.Reports(ctx)
 	if err != nil {
 		return err
@@ -135,21 +145,23 @@ func (r *Reporter) Send(ctx context.Context, everything bool) error {
 	return nil
 }
 
-// lock makes this the only run on the outbox.
-func (r *Reporter) lock() (unlock func(), err error) {
+// lock makes this the only run on the outbox, until r.locked is closed here and in
+// every sendmail that it was handed to.
+func (r *Reporter) lock() error {
 	path := filepath.Join(r.Outbox, ".lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o660)
 	if err != nil {
-		return nil, fmt.Errorf("reporting: outbox: %w", err)
+		return fmt.Errorf("reporting: outbox: %w", err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("reporting: %w (%s is locked)", ErrBusy, path)
+			return fmt.Errorf("reporting: %w (%s is locked)", ErrBusy, path)
 		}
-		return nil, fmt.Errorf("reporting: lock %s: %w", path, err)
+		return fmt.Errorf("reporting: lock %s: %w", path, err)
 	}
-	return func() { f.Close() }, nil
+	r.locked = f
+	return nil
 }
 
 // dueReport is a report that could be made: one group of evaluations, or all groups

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -572,16 +573,87 @@ func TestResume(t *testing.T) {
 	}
 }
 
-func TestOneRunAtATime(t *testing.T) {
+// A run that was killed while sendmail worked finds out what became of the mail.
+func TestTakenMailIsNotSentAgain(t *testing.T) {
 	r := newRig(t)
-	unlock, err := r.lock()
-	if err != nil {
+	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=none; rua=mailto:a@example.com"`)
+	r.record("example.com", 1)
+	if err := os.WriteFile(filepath.Join(r.mails, "status a@example.com"), []byte("75"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	r.send()
+	reports, err := r.store.Reports(t.Context())
+	if err != nil || len(reports) != 1 {
+		t.Fatal(reports, err)
+	}
+	file := filepath.Join(r.dir(&reports[0]), mailName("a@example.com"))
+	if err := os.Rename(file, file+takenSuffix); err != nil {
+		t.Fatal(err)
+	}
+	os.Remove(filepath.Join(r.mails, "status a@example.com"))
+	r.clock = r.clock.Add(firstRetry)
+	r.send()
+	if got := r.taken(); len(got) != 0 {
+		t.Errorf("%d mails", len(got))
+	}
+	if reports, err := r.store.Reports(t.Context()); err != nil || reports[0].State != ruapost.ReportDone {
+		t.Errorf("%+v, %v", reports, err)
+	}
+	if left, err := filepath.Glob(file + "*"); err != nil || len(left) != 0 {
+		t.Errorf("outbox keeps %v, %v", left, err)
+	}
+}
+
+// The lock is held for as long as a sendmail of ours works.
+func TestSendmailHoldsTheLock(t *testing.T) {
+	r := newRig(t)
+	if err := r.lock(); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	mailFile, started, release := filepath.Join(dir, "mail"), filepath.Join(dir, "started"), filepath.Join(dir, "release")
+	for _, fifo := range []string{started, release} {
+		if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(mailFile, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.Sendmail = []string{"/bin/sh", "-c", `echo >"$0"; cat "$1"`, started, release}
+	done := make(chan error)
+	go func() { done <- r.sendmail(t.Context(), mailFile, "a@example.com") }()
+	if _, err := os.ReadFile(started); err != nil {
+		t.Fatal(err)
+	}
+	r.locked.Close() // as if we had been killed
+	if err := (&Reporter{Outbox: r.Outbox}).lock(); !errors.Is(err, ErrBusy) {
+		t.Errorf("lock while sendmail works: %v", err)
+	}
+	if err := os.WriteFile(release, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if err := (&Reporter{Outbox: r.Outbox}).lock(); err != nil {
+		t.Errorf("lock when sendmail is done: %v", err)
+	}
+	if _, err := os.Stat(mailFile + takenSuffix); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestOneRunAtATime(t *testing.T) {
+	r := newRig(t)
+	if err := r.lock(); err != nil {
+		t.Fatal(err)
+	}
+	held := r.locked
 	if err := r.Send(t.Context(), false); !errors.Is(err, ErrBusy) {
 		t.Errorf("second run: %v", err)
 	}
-	unlock()
+	held.Close()
 	r.send()
 }
 
