@@ -120,7 +120,9 @@ func printable(r rune) bool {
 	switch {
 	case r == utf8.RuneError, r < 0x20, 0x7f <= r && r < 0xa0:
 		return false
-	case r == 0xfffe, r == 0xffff, r == 0x2028, r == 0x2029:
+	case r&0xfffe == 0xfffe, 0xfdd0 <= r && r <= 0xfdef: // noncharacters
+		return false
+	case r == 0x2028, r == 0x2029: // line and paragraph separators
 		return false
 	case 0x202a <= r && r <= 0x202e, 0x2066 <= r && r <= 0x2069: // bidirectional overrides
 		return false

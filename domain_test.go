@@ -47,7 +47,7 @@ func TestClean(t *testing.T) {
 		"\xff\xfeü":            "ü",
 		"a\u202eb\u2028c":      "a b c",
 		"  x  ":                "x",
-		"\uffffx":              "x",
+		"\uffffx\ufdd0y":       "x y",
 	} {
 		if got := Clean(in, 100); got != want {
 			t.Errorf("Clean(%q) = %q, want %q", in, got, want)

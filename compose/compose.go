@@ -1,11 +1,11 @@
 // Package compose builds the mails this project sends: a text for people, an
 // attachment for machines, and a DKIM signature.
 //
-// The mail is written field by field with the standard library's encoders
-// alone. Libraries that build mail in memory would reorder the header fields
-// and change the case of their names ("Tls-Report-Domain"); here both are
-// exactly as written below. The attachment is streamed: memory does not grow
-// with its size, not even with a signature.
+// The mail is written field by field with no more than encoders of the standard
+// library. emersion/go-message would change the case of field names
+// ("Tls-Report-Domain") and reverse their order, mime/multipart sorts those of
+// the parts; here both are exactly as written below. The attachment is streamed:
+// memory does not grow with its size, not even for a signature.
 //
 // Values come from configuration and the DNS. One that holds a control
 // character, a line end above all, is an error, and then nothing is written:
@@ -149,11 +149,11 @@ func (m *Message) compose() (*composed, error) {
 func (m *Message) header(boundary string) (*header, error) {
 	from, err := address(m.From)
 	if err != nil {
-		return nil, fmt.Errorf("From: %w", err)
+		return nil, fmt.Errorf("sender address: %w", err)
 	}
 	to, err := address(m.To)
 	if err != nil {
-		return nil, fmt.Errorf("To: %w", err)
+		return nil, fmt.Errorf("recipient address: %w", err)
 	}
 	id, err := address(m.MessageID)
 	if err != nil || strings.HasPrefix(id, `"`) { // RFC 5322 3.6.4: no quotes in it

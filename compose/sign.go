@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/emersion/go-msgauth/dkim"
 
@@ -45,9 +46,12 @@ func LoadSigner(domain, selector, keyFile string) (*Signer, error) {
 		return nil, fmt.Errorf("compose: DKIM domain: %w", err)
 	}
 	// A selector may be a number, which is no domain name by itself.
-	if _, err := ruapost.ParseDomain(selector + "._domainkey." + domain); err != nil {
+	suffix := "._domainkey." + domain
+	name, err := ruapost.ParseDomain(selector + suffix)
+	if err != nil {
 		return nil, fmt.Errorf("compose: DKIM selector: %w", err)
 	}
+	selector = strings.TrimSuffix(name, suffix)
 	data, err := os.ReadFile(keyFile)
 	if err != nil {
 		return nil, fmt.Errorf("compose: DKIM key: %w", err)

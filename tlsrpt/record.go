@@ -30,9 +30,12 @@ var (
 	ErrMultipleRecords = errors.New("multiple TLSRPT records")
 )
 
-// maxURIs bounds the destinations taken from a record. TXT records of 64 KiB
-// exist; nobody has as many report addresses as fit into them.
-const maxURIs = 64
+// Bounds on what is taken from a record. TXT records may be 64 KiB long; nobody
+// has as many destinations, or as long ones, as fit into that.
+const (
+	maxURIs = 64
+	maxURL  = 2048 // octets
+)
 
 // Resolver is what LookupRecord needs of the DNS. Its errors are *net.DNSError,
 // with IsNotFound set if the name has no TXT records.
@@ -49,7 +52,7 @@ type Record struct {
 
 // URI is a destination for reports.
 type URI struct {
-	// Raw is the URI as published, possibly with octets beyond ASCII.
+	// Raw is the URI as published: valid UTF-8 without control characters.
 	Raw string
 	// Scheme is "mailto" or "https".
 	Scheme string
@@ -146,6 +149,9 @@ func parseURI(raw string) (URI, error) {
 }
 
 func parseHTTPS(raw string) (*url.URL, error) {
+	if ruapost.Clean(raw, maxURL) != raw {
+		return nil, errors.New("too long, or has control characters")
+	}
 	u, err := url.Parse(raw)
 	if err != nil {
 		return nil, err

@@ -52,6 +52,7 @@ func TestParseRecord(t *testing.T) {
 		{"empty list elements", []string{"v=TLSRPTv1; rua=,mailto:a@example.com,"}, []string{"a@example.com"}, nil},
 		{"address is decoded", []string{"v=TLSRPTv1; rua=mailto:a%21b%2Cc@example.com,mailto:a%21b@example.com?subject=x"}, []string{"a!b@example.com"}, nil},
 		{"https at an address", []string{"v=TLSRPTv1; rua=https://192.0.2.1/,https://[2001:db8::1]/,https://localhost:0/,https://u:p@example.com/,https:///x,https:x,https://example.com:65536/"}, nil, nil},
+		{"https too long or not clean", []string{"v=TLSRPTv1; rua=https://example.com/" + strings.Repeat("x", maxURL) + ",https://example.com/\xff,https://example.com/\u2028"}, nil, nil},
 		{"no rua", []string{"v=TLSRPTv1;"}, nil, nil},
 		{"octets beyond ASCII", []string{"v=TLSRPTv1; \xff=\xfe; rua=mailto:\xff@example.com,mailto:a@example.com"}, []string{"a@example.com"}, nil},
 		{"other TXT records beside it", []string{"v=spf1 -all", good, "v=TLSRPTv2; rua=mailto:b@example.com", ""}, []string{"a@example.com"}, nil},
@@ -150,6 +151,9 @@ func FuzzParseRecord(f *testing.F) {
 			t.Fatalf("%d URIs", len(rec.RUA))
 		}
 		for _, uri := range rec.RUA {
+			if uri.Raw != ruapost.Clean(uri.Raw, len(uri.Raw)) {
+				t.Fatalf("raw URI %q", uri.Raw)
+			}
 			switch uri.Scheme {
 			case "mailto":
 				if again, err := mailtouri.ParseAddress(uri.Address); err != nil || again != uri.Address || uri.URL != nil {

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"ruapost"
 	"ruapost/internal/mailtouri"
@@ -202,8 +203,17 @@ func (jw *jsonWriter) failures(rows iter.Seq2[ruapost.Row, error]) error {
 	return nil
 }
 
-// clean never lengthens s.
-func clean(s string) string { return ruapost.Clean(s, len(s)) }
+// clean returns s fit for I-JSON, which forbids noncharacters besides what
+// ruapost.Clean removes (RFC 7493 2.1).
+func clean(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if unicode.Is(unicode.Noncharacter_Code_Point, r) {
+			return ' '
+		}
+		return r
+	}, s)
+	return ruapost.Clean(s, len(s))
+}
 
 func cleanAll(list []string) []string {
 	var kept []string

@@ -175,7 +175,7 @@ func TestWriteReportProperty(t *testing.T) {
 	hostile := rapid.OneOf(
 		rapid.String(),
 		rapid.Map(rapid.SliceOf(rapid.Byte()), func(b []byte) string { return string(b) }),
-		rapid.SampledFrom([]string{"", `"`, `\`, `"},{"`, "\x00", "\u2028", "\ufffd", "\uffff", "\xed\xa0\x80", "\r\n", "</script>", "\u202e"}),
+		rapid.SampledFrom([]string{"", `"`, `\`, `"},{"`, "\x00", "\u2028", "\ufffd", "\uffff", "\xed\xa0\x80", "\r\n", "</script>", "\u202e", "\ufdd0", "\U0010ffff"}),
 	)
 	domain := rapid.StringMatching(`[a-z]{1,9}(\.[a-z]{1,9}){1,3}`)
 	ip := rapid.SampledFrom([]string{"", "192.0.2.1", "2001:db8::1"})
@@ -217,7 +217,7 @@ func TestWriteReportProperty(t *testing.T) {
 			t.Fatal(err)
 		}
 		text := buf.String()
-		if !utf8.ValidString(text) || strings.ContainsAny(text, "\x00\r\u2028\u2029\ufffd") {
+		if !utf8.ValidString(text) || strings.ContainsAny(text, "\x00\r\u2028\u2029\ufffd\ufdd0\U0010ffff") {
 			t.Errorf("report holds what no report should: %q", text)
 		}
 		var members map[string]any
