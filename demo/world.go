@@ -1,11 +1,7 @@
 package main
 
 import (
-	"bufio"
-	"errors"
-	"io"
 	"net"
-	"net/http"
 
 	"ruapost/internal/dnstest"
 	"ruapost/internal/lab"
@@ -81,7 +77,7 @@ func newWorld() (w *world, err error) {
 	if w.proxy, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		return nil, err
 	}
-	go w.serveProxy()
+	go lab.ServeConnect(w.proxy, func(string) string { return w.policyHost.Addr })
 	for _, k := range []struct {
 		key    **lab.Key
 		domain string
@@ -107,34 +103,5 @@ func (w *world) close() {
 	}
 	if w.dns != nil {
 		w.dns.Close()
-	}
-}
-
-// serveProxy is an HTTPS proxy from which every way leads to the policy host.
-func (w *world) serveProxy() {
-	for {
-		conn, err := w.proxy.Accept()
-		if err != nil {
-			return
-		}
-		go func() {
-			defer conn.Close()
-			r := bufio.NewReader(conn)
-			if req, err := http.ReadRequest(r); err != nil || req.Method != http.MethodConnect {
-				return
-			}
-			host, err := net.Dial("tcp", w.policyHost.Addr)
-			if err != nil {
-				return
-			}
-			defer host.Close()
-			if _, err := io.WriteString(conn, "HTTP/1.1 200 Connected\r\n\r\n"); err != nil {
-				return
-			}
-			go io.Copy(conn, host)
-			if _, err := io.Copy(host, r); err != nil && !errors.Is(err, net.ErrClosed) {
-				return
-			}
-		}()
 	}
 }

@@ -39,6 +39,7 @@ type MX struct {
 	Mailbox *Mailbox
 
 	server *smtp.Server
+	ln     net.Listener
 
 	mu       sync.Mutex
 	sessions []*Session
@@ -78,6 +79,7 @@ func StartMX(cfg MXConfig) (*MX, error) {
 		Name:    cfg.Name,
 		Addr:    ln.Addr().(*net.TCPAddr).AddrPort(),
 		Mailbox: cfg.Mailbox,
+		ln:      ln,
 	}
 	if m.Mailbox == nil {
 		m.Mailbox = NewMailbox()
@@ -94,7 +96,10 @@ func StartMX(cfg MXConfig) (*MX, error) {
 }
 
 // Close stops the server and cuts its connections.
-func (m *MX) Close() { m.server.Close() }
+func (m *MX) Close() {
+	m.server.Close()
+	m.ln.Close() // which Serve may not have told the server of yet
+}
 
 // Sessions returns what is known of the connections so far, in the order in
 // which they came.
