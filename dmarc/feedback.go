@@ -82,8 +82,10 @@ type FeedbackAuth struct {
 }
 
 // ParseReport reads an aggregate report. More than 64 MiB of XML is an error.
-func ParseReport(r io.Reader) (*Feedback, error) {
-	limited := &io.LimitedReader{R: r, N: maxReportSize + 1}
+func ParseReport(r io.Reader) (*Feedback, error) { return parseReport(r, maxReportSize) }
+
+func parseReport(r io.Reader, limit int64) (*Feedback, error) {
+	limited := &io.LimitedReader{R: r, N: limit + 1}
 	dec := xml.NewDecoder(limited)
 	var f Feedback
 	err := dec.Decode(&f)
@@ -91,7 +93,7 @@ func ParseReport(r io.Reader) (*Feedback, error) {
 		err = nothingLeft(dec)
 	}
 	if limited.N <= 0 {
-		return nil, fmt.Errorf("dmarc: report larger than %d MiB", maxReportSize>>20)
+		return nil, fmt.Errorf("dmarc: report larger than %d octets", limit)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("dmarc: read report: %w", err)

@@ -71,9 +71,18 @@ func TestParseReportBad(t *testing.T) {
 }
 
 func TestParseReportBound(t *testing.T) {
-	endless := io.MultiReader(strings.NewReader("<feedback>"), blanks{})
-	if f, err := ParseReport(endless); err == nil || !strings.Contains(err.Error(), "larger than 64 MiB") {
-		t.Errorf("got %+v, %v", f, err)
+	const document = "<feedback><version>1.0</version></feedback>"
+	if _, err := parseReport(strings.NewReader(document), int64(len(document))); err != nil {
+		t.Error(err)
+	}
+	for _, r := range []io.Reader{
+		strings.NewReader(document + " "),
+		io.MultiReader(strings.NewReader("<feedback>"), blanks{}),
+		io.MultiReader(strings.NewReader(document), blanks{}),
+	} {
+		if f, err := parseReport(r, int64(len(document))); err == nil || !strings.Contains(err.Error(), "larger than 43 octets") {
+			t.Errorf("got %+v, %v", f, err)
+		}
 	}
 }
 

@@ -8,8 +8,10 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"ruapost"
+	"ruapost/internal/mailtouri"
 )
 
 const (
@@ -21,6 +23,8 @@ const (
 	// maxFlaws bounds Record.Flaws, maxFlawValue the published text in one line.
 	maxFlaws     = 8
 	maxFlawValue = 40
+	// maxReportFormat bounds the rf tag, in octets.
+	maxReportFormat = 100
 )
 
 // ErrNotDMARC is the error of a TXT record that does not begin with v=DMARC1
@@ -126,7 +130,7 @@ func ParseRecord(txt string) (*Record, error) {
 }
 
 // parseTag takes a "name = value" apart (RFC 9989 4.8, dmarc-tag) and returns
-// the name in lower case.
+// the name in lower case. The value is the tag's own matter.
 func parseTag(tag string) (name, value string, err error) {
 	name, value, ok := strings.Cut(tag, "=")
 	name, value = trimWSP(name), trimWSP(value)
@@ -136,11 +140,6 @@ func parseTag(tag string) (name, value string, err error) {
 	for i := range len(name) {
 		if c := name[i] | 0x20; c < 'a' || c > 'z' {
 			return "", "", errors.New("not a tag name")
-		}
-	}
-	for i := range len(value) {
-		if c := value[i]; (c < 0x20 || c > 0x7e) && c != '\t' { // lists may have tabs
-			return "", "", errors.New("characters other than printable ASCII")
 		}
 	}
 	return strings.ToLower(name), value, nil
@@ -209,6 +208,9 @@ var tags = map[string]func(r *Record, value string) error{
 		return nil
 	},
 	"rf": func(r *Record, value string) error {
+		if value == "" || ruapost.Clean(value, maxReportFormat) != value {
+			return errors.New("not a list of report formats")
+		}
 		r.ReportFormat = strings.ToLower(value)
 		return nil
 	},
@@ -287,14 +289,18 @@ func parseURI(s string) (URI, error) {
 		}
 		uri.MaxSize = n
 	}
-	scheme, rest, err := splitURI(raw)
+	scheme, err := uriScheme(raw)
 	if err != nil {
 		return URI{}, err
 	}
 	uri.Scheme = scheme
 	if scheme == "mailto" {
-		uri.Address, uri.Host, err = mailtoAddress(rest)
-		return uri, err
+		address, err := mailtouri.Parse(raw)
+		if err != nil || !isASCII(address) { // RFC 8616 6
+			return URI{}, errors.New("no mail address in it")
+		}
+		uri.Address, uri.Host = address, address[strings.LastIndexByte(address, '@')+1:]
+		return uri, nil
 	}
 	u, err := url.Parse(raw)
 	if err != nil {
@@ -329,30 +335,30 @@ func parseSize(s string) (uint64, error) {
 	return n << shift, nil
 }
 
-// splitURI checks the characters of a URI (RFC 3986 2) and returns its scheme in
-// lower case and what follows the colon.
-func splitURI(s string) (scheme, rest string, err error) {
-	for i := 0; i < len(s); i++ {
+// uriScheme checks the characters of a URI (RFC 3986 2) and returns its scheme in
+// lower case.
+func uriScheme(s string) (string, error) {
+	for i := range len(s) {
 		switch c := s[i]; {
 		case isAlphanumeric(c), strings.IndexByte("-._~:/?#[]@$&'()*+,;=", c) >= 0:
 		case c == '%' && i+2 < len(s) && isHex(s[i+1]) && isHex(s[i+2]):
 		default:
-			return "", "", fmt.Errorf("a URI cannot have %q there", c)
+			return "", fmt.Errorf("a URI cannot have %q there", c)
 		}
 	}
-	scheme, rest, ok := strings.Cut(s, ":")
-	if !ok || scheme == "" {
-		return "", "", errors.New("not a URI: no scheme such as mailto")
-	}
+	scheme, _, ok := strings.Cut(s, ":")
+	valid := ok && scheme != "" && scheme[0] > '9' // a letter, by the next lines
 	for i := range len(scheme) {
-		if c := scheme[i]; !isAlphanumeric(c) && (i == 0 || strings.IndexByte("+-.", c) < 0) {
-			return "", "", errors.New("not a URI: no scheme such as mailto")
-		}
+		valid = valid && (isAlphanumeric(scheme[i]) || i > 0 && strings.IndexByte("+-.", scheme[i]) >= 0)
 	}
-	if scheme[0] <= '9' {
-		return "", "", errors.New("not a URI: no scheme such as mailto")
+	if !valid {
+		return "", errors.New("not a URI: no scheme such as mailto")
 	}
-	return strings.ToLower(scheme), rest, nil
+	return strings.ToLower(scheme), nil
+}
+
+func isASCII(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r >= utf8.RuneSelf })
 }
 
 func isAlphanumeric(c byte) bool {
@@ -361,77 +367,4 @@ func isAlphanumeric(c byte) bool {
 
 func isHex(c byte) bool {
 	return '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'f'
-}
-
-// mailtoAddress returns the first address of a mailto URI (RFC 6068) and its
-// domain. Header fields are dropped: they are not for strangers to set.
-func mailtoAddress(s string) (address, domain string, err error) {
-	if i := strings.IndexAny(s, "?#"); i >= 0 {
-		s = s[:i]
-	}
-	s, err = url.PathUnescape(s)
-	if err != nil {
-		return "", "", err
-	}
-	local, rest := cutLocalPart(s)
-	if err := checkLocalPart(local); err != nil {
-		return "", "", err
-	}
-	rest, ok := strings.CutPrefix(rest, "@")
-	if !ok {
-		return "", "", errors.New("not a mail address")
-	}
-	rest, _, _ = strings.Cut(rest, ",")
-	domain, err = ruapost.ParseDomain(rest)
-	if err != nil {
-		return "", "", errors.New("not a mail address: no domain name behind @")
-	}
-	return local + "@" + domain, domain, nil
-}
-
-// cutLocalPart returns what stands before the "@" that ends the local part; in
-// a quoted one "@" may stand too.
-func cutLocalPart(s string) (local, rest string) {
-	end := strings.IndexByte(s, '@')
-	if strings.HasPrefix(s, `"`) {
-		end = 1
-		for end < len(s) && s[end] != '"' {
-			if s[end] == '\\' {
-				end++
-			}
-			end++
-		}
-		end++ // past the closing quote
-	}
-	if end < 0 || end > len(s) {
-		return s, ""
-	}
-	return s[:end], s[end:]
-}
-
-// checkLocalPart accepts the dot-atom and quoted-string forms of a local part
-// (RFC 5321 4.1.2), in ASCII as RFC 8616 6 asks of report addresses.
-func checkLocalPart(local string) error {
-	if local == "" || len(local) > 64 {
-		return errors.New("not a mail address: local part empty or longer than 64 octets")
-	}
-	if strings.HasPrefix(local, `"`) {
-		for i := range len(local) {
-			if local[i] < 0x20 || local[i] > 0x7e {
-				return fmt.Errorf("not a mail address: %q in the local part", local[i])
-			}
-		}
-		return nil
-	}
-	for atom := range strings.SplitSeq(local, ".") {
-		if atom == "" {
-			return errors.New("not a mail address: misplaced dot")
-		}
-		for i := range len(atom) {
-			if c := atom[i]; !isAlphanumeric(c) && strings.IndexByte("!#$%&'*+-/=?^_`{|}~", c) < 0 {
-				return fmt.Errorf("not a mail address: %q in the local part", c)
-			}
-		}
-	}
-	return nil
 }

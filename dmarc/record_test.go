@@ -69,9 +69,12 @@ func TestParseRecord(t *testing.T) {
 			"adkim=strict: not one of r, s", "aspf=: not one of r, s", "psd=x: not one of u, y, n", "t=1: not one of n, y",
 			"fo=0:1: both 0 and 1", "pct=101: not a number from 0 to 100", "ri=-1: not a number of seconds", "stray: not of the form",
 		}},
-		{"characters beyond printable ASCII", "v=DMARC1; p=none; fo=\xc3\xa9; t=y\x00", defaults(func(r *Record) {
+		{"characters beyond printable ASCII", "v=DMARC1; p=none; fo=\xc3\xa9; t=y\x00; rua=mailto:\xff@example.com; rf=\x1b[0m", defaults(func(r *Record) {
 			r.Policy = "none"
-		}), []string{"printable ASCII", "printable ASCII"}},
+		}), []string{"fo=", "t=y", "rua=mailto:", "rf="}},
+		{"RFC 9989 4.10.1: sp beyond printable ASCII", "v=DMARC1; p=reject; sp=none\xff", defaults(func(r *Record) {
+			r.Policy, r.broken = "reject", true
+		}), []string{"sp=none"}},
 		{"RFC 9989 4.8 dmarc-fo: options once each", "v=DMARC1; p=none; fo=d:d", defaults(func(r *Record) {
 			r.Policy = "none"
 		}), []string{"fo=d:d"}},

@@ -302,10 +302,6 @@ func selectSignatures(dkim []ruapost.DKIMResult, author, policyDomain string) []
 	return chosen[:maxSignatures]
 }
 
-func within(domain, above string) bool {
-	return domain == above || strings.HasSuffix(domain, "."+above)
-}
-
 // policyWord returns d as p, sp, np and, but for pass, dispositions have it.
 func policyWord(d ruapost.Disposition) string {
 	return oneWord(string(d), "none", "quarantine", "reject")

@@ -480,10 +480,12 @@ func drawReport(t *rapid.T) (*Report, []counted) {
 // expected is what the report must say, worked out in another way than the
 // writer does.
 func expected(f Format, r *Report, results []counted) *Feedback {
-	clean := func(s string) string {
-		return ruapost.Clean(strings.ToValidUTF8(s, "\ufffd"), maxText) // as JSON stores it
+	plain := func(s string) string { return ruapost.Clean(s, maxText) }
+	clean := func(s string) string { // of rows, whose invalid UTF-8 JSON has replaced
+		data, _ := json.Marshal(s)
+		json.Unmarshal(data, &s)
+		return plain(s)
 	}
-	plain := func(s string) string { return ruapost.Clean(s, maxText) } // not stored in JSON
 	among := func(word, words, other string) string {
 		if word != "" && regexp.MustCompile(`^(`+words+`)$`).MatchString(word) && !strings.Contains(word, "\n") {
 			return word
@@ -571,8 +573,8 @@ func TestWriteReportConstantMemory(t *testing.T) {
 	row := firstRow(t, sampleResults()[0])
 	var most uint64
 	many := func(yield func(ruapost.Row, error) bool) {
-		for i := range 200_000 {
-			if i%20_000 == 0 {
+		for i := range 20_000 {
+			if i%2_000 == 0 {
 				var m runtime.MemStats
 				runtime.GC()
 				runtime.ReadMemStats(&m)

@@ -152,7 +152,7 @@ func (w *Walk) sameOrganization(ctx context.Context, r Resolver, domain string) 
 	if domain == org {
 		return true, nil // a walk from it finds no other record than w above org
 	}
-	if !strings.HasSuffix(domain, "."+org) {
+	if !within(domain, org) {
 		return false, nil // a name's organizational domain is itself or above it
 	}
 	other, err := Discover(ctx, r, domain)
@@ -160,4 +160,9 @@ func (w *Walk) sameOrganization(ctx context.Context, r Resolver, domain string) 
 		return false, err
 	}
 	return other.OrganizationalDomain() == org, nil
+}
+
+// within says whether domain is above or a name below it.
+func within(domain, above string) bool {
+	return domain == above || strings.HasSuffix(domain, "."+above)
 }

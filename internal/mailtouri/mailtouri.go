@@ -20,6 +20,8 @@ import (
 const (
 	maxLocal   = 64  // octets, RFC 5321 4.5.3.1.1
 	maxAddress = 254 // octets, RFC 5321 4.5.3.1.3 less the angle brackets
+
+	maxURI = 2048 // octets; an address percent-encoded throughout has 769
 )
 
 // Parse returns the first address of a mailto URI. Further addresses, header
@@ -27,7 +29,8 @@ const (
 // to write our mails. It is an error if the scheme is another one, if there is
 // no address, or if what percent-decoding yields is no addr-spec: control
 // characters, comments, blanks outside of quotes and address literals are not
-// accepted.
+// accepted. It is also an error if raw is longer than 2048 octets, or has control
+// characters or invalid UTF-8 anywhere, so that what was accepted can be logged.
 //
 // The local part may hold UTF-8 beyond ASCII (RFC 6068 2 item 5); whether such
 // an address can be served is the caller's to know.
@@ -36,7 +39,11 @@ func Parse(raw string) (address string, err error) {
 	if !ok || !strings.EqualFold(scheme, "mailto") {
 		return "", fmt.Errorf("not a mailto URI: %q", ruapost.Clean(raw, 128))
 	}
-	address, err = parseTo(rest)
+	if ruapost.Clean(raw, maxURI) != raw {
+		err = errors.New("too long, or has control characters")
+	} else {
+		address, err = parseTo(rest)
+	}
 	if err != nil {
 		return "", fmt.Errorf("mailto URI %q: %w", ruapost.Clean(raw, 128), err)
 	}
