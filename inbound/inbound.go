@@ -97,11 +97,13 @@ func (s *Service) now() time.Time {
 func (s *Service) ServeConn(ctx context.Context, conn net.Conn) {
 	connections.Inc()
 	defer connections.Dec()
-	ctx, cancel := context.WithCancel(ctx)
+	// A message under way is judged to its end even if we are to stop: what is cut
+	// off would look like a temporary error of its sender's DNS.
+	sessionCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 
 	c := &milterConn{Conn: conn, r: bufio.NewReaderSize(conn, readBuffer), gone: make(chan struct{})}
-	session := &session{service: s, ctx: ctx}
+	session := &session{service: s, ctx: sessionCtx}
 	server := &milter.Server{
 		// Always the same object: go-milter asks for a new one after every answer
 		// other than Continue, and would forget the client's address with the old
@@ -117,7 +119,7 @@ func (s *Service) ServeConn(ctx context.Context, conn net.Conn) {
 	}
 	stop := context.AfterFunc(ctx, func() {
 		if session.idle() {
-			c.Close()
+			conn.Close() // go-milter then ends the session and closes c
 		}
 	})
 	defer stop()
@@ -144,12 +146,13 @@ func (l *oneConn) Accept() (net.Conn, error) {
 func (l *oneConn) Close() error   { return nil }
 func (l *oneConn) Addr() net.Addr { return nil }
 
-// milterConn adds timeouts and a buffer to a connection and tells when it is over.
+// milterConn adds timeouts and a buffer to a connection. It is closed by go-milter
+// alone, when it is done with the session.
 type milterConn struct {
 	net.Conn
 	r    *bufio.Reader
 	once sync.Once
-	gone chan struct{}
+	gone chan struct{} // closed with the connection
 }
 
 func (c *milterConn) Read(p []byte) (int, error) {

@@ -10,6 +10,7 @@ import (
 	"context"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"ruapost"
@@ -38,8 +39,9 @@ type Resolver interface {
 
 // Policies answers queries. Create it with NewPolicies.
 type Policies struct {
-	resolver Resolver
-	sts      *stsCache
+	resolver   Resolver
+	sts        *stsCache
+	complained atomic.Int64 // when an unknown table was last asked for, Unix time
 }
 
 // NewPolicies returns a Policies that fetches MTA-STS policies with f.
@@ -62,8 +64,11 @@ func (p *Policies) Answer(ctx context.Context, table, key string) socketmap.Repl
 // answer returns the reply and what kind it is, for counting.
 func (p *Policies) answer(ctx context.Context, table, key string) (reply socketmap.Reply, kind string) {
 	if table != TableQuery && table != TableQueryTLSRPT {
-		slog.Warn("policy: query for an unknown table, see smtp_tls_policy_maps in main.cf",
-			"table", ruapost.Clean(table, 64), "known", TableQuery+", "+TableQueryTLSRPT)
+		now, last := time.Now().Unix(), p.complained.Load()
+		if now-last >= int64(complainEach/time.Second) && p.complained.CompareAndSwap(last, now) {
+			slog.Warn("policy: query for an unknown table, see smtp_tls_policy_maps in main.cf",
+				"table", ruapost.Clean(table, 64), "known", TableQuery+", "+TableQueryTLSRPT)
+		}
 		return socketmap.NotFound(), "unknown-table"
 	}
 	domain, ok := policyDomain(key)

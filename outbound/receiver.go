@@ -28,7 +28,7 @@ const (
 	lastLook = 50 * time.Millisecond
 	// readRetry is the pause after the socket itself failed.
 	readRetry = time.Second
-	// complainEach is how often bad datagrams are logged; they are all counted.
+	// complainEach is how often what Postfix gets wrong is logged; it is all counted.
 	complainEach = time.Minute
 )
 

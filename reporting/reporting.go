@@ -114,8 +114,9 @@ func (r *Reporter) now() time.Time {
 }
 
 // Send makes a report of every window that is over, or with everything of every
-// window, and serves the recipients that are due. A fault with one report is
-// logged and leaves it for the next run; the error is of what stops the run.
+// window, and serves the recipients that are due. A fault with one report leaves it
+// for the next run and does not keep the others from being sent. The error joins all
+// faults; it is ErrBusy if there was nothing but another run.
 func (r *Reporter) Send(ctx context.Context, everything bool) error {
 	if err := r.lock(); err != nil {
 		return err
@@ -128,21 +129,33 @@ func (r *Reporter) Send(ctx context.Context, everything bool) error {
 	if err != nil {
 		return err
 	}
+	var faults []error
 	for i := range earlier {
 		if err := r.resume(ctx, &earlier[i]); err != nil {
-			return err
+			faults = append(faults, err)
+			if stops(ctx, err) {
+				return errors.Join(faults...)
+			}
 		}
 	}
 	due, err := r.due(ctx, everything)
 	if err != nil {
-		return err
+		return errors.Join(append(faults, err)...)
 	}
 	for _, d := range due {
 		if err := r.sendNew(ctx, d, earlier); err != nil {
-			return err
+			faults = append(faults, err)
+			if stops(ctx, err) {
+				break
+			}
 		}
 	}
-	return nil
+	return errors.Join(faults...)
+}
+
+// stops says whether err would meet every other report too.
+func stops(ctx context.Context, err error) bool {
+	return ctx.Err() != nil || errors.Is(err, errSendmail)
 }
 
 // lock makes this the only run on the outbox, until r.locked is closed here and in
@@ -221,6 +234,10 @@ func (r *Reporter) sendNew(ctx context.Context, d dueReport, earlier []ruapost.R
 	if !d.required() {
 		return r.Store.Drop(ctx, d.groups)
 	}
+	if d.kind == ruapost.KindDMARC && d.groups[0].Listed == 0 {
+		log.Warn("report dropped: none of its rows fits into one", "messages", d.groups[0].Total)
+		return r.Store.Drop(ctx, d.groups)
+	}
 	recipients, err := r.recipients(ctx, d.kind, d.domain)
 	switch {
 	case ctx.Err() != nil:
@@ -279,8 +296,7 @@ func newID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// advance takes a report from its state as far as it goes now. Only what would
-// stop any other report too is an error.
+// advance takes a report from its state as far as it goes now.
 func (r *Reporter) advance(ctx context.Context, rep *ruapost.Report) error {
 	if rep.State == ruapost.ReportSealed {
 		if err := r.freeze(ctx, rep); err != nil {

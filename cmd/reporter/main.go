@@ -36,7 +36,7 @@ func run(ctx context.Context, cfg *config.Config, args []string) (err error) {
 	if len(args) == 0 {
 		args = []string{"send"}
 	}
-	act, err := command(args)
+	act, err := command(cfg, args)
 	if err != nil {
 		return err
 	}
@@ -47,14 +47,6 @@ func run(ctx context.Context, cfg *config.Config, args []string) (err error) {
 		Format:   dmarc.Format(cfg.Reporter.Format),
 		Sendmail: cfg.Reporter.Sendmail,
 		Outbox:   cfg.Reporter.Outbox,
-	}
-	if cfg.DKIM.Domain != "" {
-		if r.Signer, err = compose.LoadSigner(cfg.DKIM.Domain, cfg.DKIM.Selector, cfg.DKIM.KeyFile); err != nil {
-			return err
-		}
-		if warning := r.Signer.Warning(); warning != "" {
-			slog.Warn("DKIM key: " + warning)
-		}
 	}
 	dns, err := resolver.New(resolver.Config{Servers: cfg.DNS.Servers})
 	if err != nil {
@@ -71,8 +63,23 @@ func run(ctx context.Context, cfg *config.Config, args []string) (err error) {
 	return act(ctx, r)
 }
 
+// send loads the key that only it needs, and sends.
+func send(ctx context.Context, cfg *config.Config, r *reporting.Reporter, now bool) (err error) {
+	if cfg.DKIM.Domain == "" {
+		slog.Warn("reports are not signed here: set [dkim], unless a milter signs what sendmail submits")
+		return r.Send(ctx, now)
+	}
+	if r.Signer, err = compose.LoadSigner(cfg.DKIM.Domain, cfg.DKIM.Selector, cfg.DKIM.KeyFile); err != nil {
+		return err
+	}
+	if warning := r.Signer.Warning(); warning != "" {
+		slog.Warn("dkim: " + warning)
+	}
+	return r.Send(ctx, now)
+}
+
 // command returns what the arguments ask for.
-func command(args []string) (func(context.Context, *reporting.Reporter) error, error) {
+func command(cfg *config.Config, args []string) (func(context.Context, *reporting.Reporter) error, error) {
 	flags := flag.NewFlagSet(args[0], flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	now := flags.Bool("now", false, "")
@@ -85,7 +92,7 @@ func command(args []string) (func(context.Context, *reporting.Reporter) error, e
 	case args[0] == "send" && len(rest) == 0 && *dryRun:
 		return func(ctx context.Context, r *reporting.Reporter) error { return r.DryRun(ctx, os.Stdout, *now) }, nil
 	case args[0] == "send" && len(rest) == 0:
-		return func(ctx context.Context, r *reporting.Reporter) error { return r.Send(ctx, *now) }, nil
+		return func(ctx context.Context, r *reporting.Reporter) error { return send(ctx, cfg, r, *now) }, nil
 	case args[0] == "list" && len(args) == 1:
 		return func(ctx context.Context, r *reporting.Reporter) error { return r.List(ctx, os.Stdout) }, nil
 	case args[0] == "show" && len(args) == 2:
