@@ -25,6 +25,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"log/slog"
 	"os"
@@ -161,6 +162,9 @@ func stops(ctx context.Context, err error) bool {
 // lock makes this the only run on the outbox, until r.locked is closed here and in
 // every sendmail that it was handed to.
 func (r *Reporter) lock() error {
+	if err := os.Mkdir(r.Outbox, 0o770); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("reporting: outbox: %w", err)
+	}
 	path := filepath.Join(r.Outbox, ".lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o660)
 	if err != nil {

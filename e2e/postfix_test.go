@@ -1,0 +1,235 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// version is a Postfix that the tests run against.
+type version struct {
+	number  string // as Postfix calls itself, without the patch level
+	release string // the Debian it comes with, and its folder
+	tlsrpt  bool   // whether it reports TLS sessions
+	// mainCf and masterCf are what contrib/postfix has for it to add to those
+	// files; masterCf may be empty.
+	mainCf, masterCf string
+}
+
+var versions = []version{
+	{number: "3.7", release: "bookworm", mainCf: "main.cf-3.4-to-3.9", masterCf: "master.cf-3.4-to-3.9"},
+	{number: "3.10", release: "trixie", tlsrpt: true, mainCf: "main.cf-3.10"},
+}
+
+// eachVersion runs test against every Postfix, one after the other.
+func eachVersion(t *testing.T, test func(t *testing.T, v version)) {
+	for _, v := range versions {
+		t.Run("postfix-"+v.number, func(t *testing.T) { test(t, v) })
+	}
+}
+
+// postfix is a Postfix in a root of its own, with Debian's master.cf: smtp and
+// smtpd run as user postfix, chrooted into the queue directory.
+type postfix struct {
+	version version
+	// root is the file system it runs in, queue its queue directory; both as this
+	// process sees them.
+	root, queue string
+
+	t *testing.T
+}
+
+// newPostfix makes a root with an empty queue out of the cached one, which it
+// leaves as it is. It goes away with the test. The mail system is not started.
+func newPostfix(t *testing.T, v version) *postfix {
+	t.Helper()
+	dir, err := os.MkdirTemp(scratch, "postfix-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p := &postfix{version: v, root: filepath.Join(dir, "root"), t: t}
+	p.queue = filepath.Join(p.root, "var/spool/postfix")
+	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	for _, d := range []string{p.root, upper, work} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lower := filepath.Join(cacheDir(), v.release)
+	p.mount("overlay", p.root, "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, upper, work))
+	p.mount("proc", filepath.Join(p.root, "proc"), "proc", 0, "")
+	p.mount("/dev", filepath.Join(p.root, "dev"), "", unix.MS_BIND|unix.MS_REC, "")
+	p.write("etc/resolv.conf", resolvConf)
+	p.write("etc/hosts", "127.0.0.1 localhost\n")
+	return p
+}
+
+func (p *postfix) mount(source, target, fstype string, flags uintptr, data string) {
+	p.t.Helper()
+	if err := unix.Mount(source, target, fstype, flags, data); err != nil {
+		p.t.Fatalf("mount %s: %v", target, err)
+	}
+	p.t.Cleanup(func() {
+		if err := unix.Unmount(target, unix.MNT_DETACH); err != nil {
+			p.t.Errorf("unmount %s: %v", target, err)
+		}
+	})
+}
+
+// read reads a file of the root, given by its path in there.
+func (p *postfix) read(path string) string {
+	p.t.Helper()
+	text, err := os.ReadFile(filepath.Join(p.root, path))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return string(text)
+}
+
+// write writes a file of the root, readable for everybody.
+func (p *postfix) write(path, text string) {
+	p.t.Helper()
+	if err := os.WriteFile(filepath.Join(p.root, path), []byte(text), 0o644); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// frontEnd is a host that may tell Postfix who has logged in there (XCLIENT).
+const frontEnd = "198.51.100.40"
+
+// baseMainCf is what the tests want of Postfix beside what contrib/postfix has: it
+// takes mail for two people of receiver.example and sends it on to the sink, where
+// the tests read it. It does not keep connections open for further mails, so that
+// each mail to a destination is a session.
+const baseMainCf = `compatibility_level = 3.6
+maillog_file = /var/log/postfix.log
+myhostname = mail.receiver.example
+mydestination = receiver.example
+mynetworks = 127.0.0.0/8
+inet_interfaces = ` + postfixIPv4 + `, ` + postfixIPv6 + `
+inet_protocols = all
+smtpd_peername_lookup = no
+smtpd_authorized_xclient_hosts = ` + frontEnd + `
+alias_maps =
+local_recipient_maps = inline:{alice=x, bob=x, reports=x}
+local_transport = smtp:[` + sinkIP + `]:25
+smtp_connection_cache_on_demand = no
+`
+
+// start runs the mail system.
+func (p *postfix) start() {
+	p.t.Helper()
+	if p.version.release == "bookworm" {
+		// What its unit file does before: fill the chroot. Later ones do it on start.
+		p.run(nil, "/usr/lib/postfix/configure-instance.sh", "-")
+	}
+	p.t.Cleanup(p.stop)
+	p.run(nil, "postfix", "start")
+	eventually(p.t, "smtpd answers", func() bool {
+		c, err := net.Dial("tcp", net.JoinHostPort(postfixIPv4, "25"))
+		if err != nil {
+			return false
+		}
+		c.Close()
+		return true
+	})
+}
+
+func (p *postfix) stop() {
+	if out, err := p.command("postfix", "stop").CombinedOutput(); err != nil {
+		p.t.Errorf("postfix stop: %v: %s", err, out)
+	}
+	// In these tests everything of Postfix's own works, so a warning is about us.
+	for line := range strings.Lines(p.log()) {
+		if strings.Contains(line, "warning: ") || strings.Contains(line, "fatal: ") || strings.Contains(line, "panic: ") {
+			p.t.Errorf("Postfix complains: %s", line)
+		}
+	}
+	if p.t.Failed() {
+		p.t.Logf("log of Postfix %s:\n%s", p.version.number, p.log())
+	}
+}
+
+func (p *postfix) command(args ...string) *exec.Cmd {
+	cmd := exec.Command("chroot", append([]string{p.root}, args...)...)
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	return cmd
+}
+
+// run runs a command of the root and returns its output.
+func (p *postfix) run(stdin []byte, args ...string) []byte {
+	p.t.Helper()
+	cmd := p.command(args...)
+	cmd.Stdin = bytes.NewReader(stdin)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		p.t.Fatalf("%v: %v: %s%s", args, err, &stdout, &stderr)
+	}
+	return stdout.Bytes()
+}
+
+// log returns the mail log so far.
+func (p *postfix) log() string {
+	p.t.Helper()
+	return p.read("var/log/postfix.log")
+}
+
+// submit hands a mail to Postfix's sendmail.
+func (p *postfix) submit(from string, to []string, mail []byte) {
+	p.t.Helper()
+	p.run(mail, append([]string{"sendmail", "-i", "-f", from, "--"}, to...)...)
+}
+
+// queued is a mail in the queue.
+type queued struct {
+	Queue      string `json:"queue_name"`
+	ID         string `json:"queue_id"`
+	Sender     string `json:"sender"`
+	Recipients []struct {
+		Address string `json:"address"`
+		Delay   string `json:"delay_reason"`
+	} `json:"recipients"`
+}
+
+// waiting returns the mails in the queue.
+func (p *postfix) waiting() []queued {
+	p.t.Helper()
+	var mails []queued
+	for line := range bytes.Lines(p.run(nil, "postqueue", "-j")) {
+		var q queued
+		if err := json.Unmarshal(line, &q); err != nil {
+			p.t.Fatalf("postqueue: %v: %s", err, line)
+		}
+		mails = append(mails, q)
+	}
+	return mails
+}
+
+// settle waits until every mail has been delivered or deferred, and returns the
+// deferred ones.
+func (p *postfix) settle() []queued {
+	p.t.Helper()
+	var mails []queued
+	eventually(p.t, "Postfix has tried every mail", func() bool {
+		mails = p.waiting()
+		for _, q := range mails {
+			if q.Queue != "deferred" {
+				return false
+			}
+		}
+		return true
+	})
+	return mails
+}
