@@ -2,15 +2,10 @@ package reporting
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
-	"mime"
-	"mime/multipart"
-	"net/mail"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -157,15 +152,9 @@ func (r *rig) send() {
 
 // sent is a mail as sendmail got it.
 type sent struct {
-	args        string
-	header      mail.Header
-	media       string
-	params      map[string]string
-	text        string
-	contentType string
-	filename    string
-	content     []byte // uncompressed
-	raw         []byte
+	*lab.ReportMail
+	args string
+	raw  []byte
 }
 
 // taken returns the mails that were sent since the last call, by recipient.
@@ -189,35 +178,11 @@ func (r *rig) taken() []sent {
 	return all
 }
 
-// parse reads a mail with the standard library alone and verifies its signature.
+// parse reads a mail and verifies its signature.
 func (r *rig) parse(args string, raw []byte) sent {
 	r.t.Helper()
-	m, err := mail.ReadMessage(bytes.NewReader(raw))
+	m, err := lab.ReadReportMail(raw)
 	if err != nil {
-		r.t.Fatal(err)
-	}
-	s := sent{args: args, header: m.Header, raw: raw}
-	if s.media, s.params, err = mime.ParseMediaType(m.Header.Get("Content-Type")); err != nil {
-		r.t.Fatal(err)
-	}
-	parts := multipart.NewReader(m.Body, s.params["boundary"])
-	text, err := parts.NextPart()
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	b, _ := io.ReadAll(text)
-	s.text = string(b)
-	attachment, err := parts.NextRawPart()
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	s.contentType, _, _ = mime.ParseMediaType(attachment.Header.Get("Content-Type"))
-	s.filename = attachment.FileName()
-	zr, err := gzip.NewReader(base64.NewDecoder(base64.StdEncoding, attachment))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	if s.content, err = io.ReadAll(zr); err != nil {
 		r.t.Fatal(err)
 	}
 	verified, err := dkim.VerifyWithOptions(bytes.NewReader(raw), &dkim.VerifyOptions{LookupTXT: func(name string) ([]string, error) {
@@ -227,7 +192,7 @@ func (r *rig) parse(args string, raw []byte) sent {
 	if err != nil || len(verified) != 1 || verified[0].Err != nil || verified[0].Domain != "reporter.example" {
 		r.t.Errorf("DKIM: %v, %+v", err, verified)
 	}
-	return s
+	return sent{m, args, raw}
 }
 
 func args(recipient string) string { return "-i -f reports@reporter.example -- " + recipient }
@@ -251,7 +216,7 @@ func TestDMARCReport(t *testing.T) {
 	if m.args != args("dmarc@example.com") {
 		t.Errorf("sendmail %s", m.args)
 	}
-	rep, err := dmarc.ParseReport(bytes.NewReader(m.content))
+	rep, err := dmarc.ParseReport(bytes.NewReader(m.Content))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -261,7 +226,7 @@ func TestDMARCReport(t *testing.T) {
 		"multipart/mixed", "application/gzip",
 		"reporter.example!example.com!1795392000!1795478399!" + id + ".xml.gz",
 		"auto-generated", "dmarc@example.com",
-	}, []string{m.header.Get("Subject"), m.media, m.contentType, m.filename, m.header.Get("Auto-Submitted"), m.header.Get("To")}); d != "" {
+	}, []string{m.Header.Get("Subject"), m.MediaType, m.ContentType, m.Filename, m.Header.Get("Auto-Submitted"), m.Header.Get("To")}); d != "" {
 		t.Error(d)
 	}
 	var n int64
@@ -271,8 +236,8 @@ func TestDMARCReport(t *testing.T) {
 	if len(rep.Records) != 3 || n != 7 || rep.Metadata.OrgName != "Reporter & Söhne" || rep.Policy.Domain != "example.com" {
 		t.Errorf("report %+v", rep)
 	}
-	if !strings.Contains(m.text, "Messages:   7") || !strings.Contains(m.text, "2026-11-23 00:00:00 to 2026-11-23 23:59:59 UTC") {
-		t.Errorf("text %s", m.text)
+	if !strings.Contains(m.Text, "Messages:   7") || !strings.Contains(m.Text, "2026-11-23 00:00:00 to 2026-11-23 23:59:59 UTC") {
+		t.Errorf("text %s", m.Text)
 	}
 	// A second run finds nothing to do.
 	r.send()
@@ -313,11 +278,11 @@ func TestTLSReport(t *testing.T) {
 	if len(got) != 2 || got[0].args != args("tls@elsewhere.example") || got[1].args != args("tls@example.net") {
 		t.Fatalf("mails %+v", got)
 	}
-	if !bytes.Equal(got[0].content, got[1].content) {
+	if !bytes.Equal(got[0].Content, got[1].Content) {
 		t.Error("the recipients got different reports")
 	}
 	m := got[1]
-	rep, err := tlsrpt.ParseReport(bytes.NewReader(m.content))
+	rep, err := tlsrpt.ParseReport(bytes.NewReader(m.Content))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -328,8 +293,8 @@ func TestTLSReport(t *testing.T) {
 		"reporter.example!example.net!1795392000!1795478399!" + id + ".json.gz",
 		"example.net", "reporter.example", "No",
 	}, []string{
-		m.header.Get("Subject"), m.media, m.params["report-type"], m.contentType, m.filename,
-		m.header.Get("TLS-Report-Domain"), m.header.Get("TLS-Report-Submitter"), m.header.Get("TLS-Required"),
+		m.Header.Get("Subject"), m.MediaType, m.Params["report-type"], m.ContentType, m.Filename,
+		m.Header.Get("TLS-Report-Domain"), m.Header.Get("TLS-Report-Submitter"), m.Header.Get("TLS-Required"),
 	}); d != "" {
 		t.Error(d)
 	}
@@ -553,7 +518,7 @@ func TestResume(t *testing.T) {
 	}
 	var totals []int64
 	for _, m := range got {
-		rep2, err := dmarc.ParseReport(bytes.NewReader(m.content))
+		rep2, err := dmarc.ParseReport(bytes.NewReader(m.Content))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -670,7 +635,7 @@ func TestSendNowDoesNotOverlap(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, m := range r.taken() {
-			rep, err := dmarc.ParseReport(bytes.NewReader(m.content))
+			rep, err := dmarc.ParseReport(bytes.NewReader(m.Content))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -6,17 +6,12 @@ package crash
 import (
 	"bufio"
 	"bytes"
-	"compress/gzip"
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"mime"
-	"mime/multipart"
 	"net"
-	"net/mail"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,6 +26,7 @@ import (
 
 	"ruapost/dmarc"
 	"ruapost/internal/dnstest"
+	"ruapost/internal/lab"
 	"ruapost/socketmap"
 	"ruapost/tlsrpt"
 )
@@ -371,18 +367,21 @@ func (l *lives) readMails() reported {
 		}
 		got.mails++
 		recipient, raw, _ := bytes.Cut(data, []byte("\n"))
-		name, content := readReport(t, raw)
-		key := string(recipient) + " " + name
+		m, err := lab.ReadReportMail(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key := string(recipient) + " " + m.Filename
 		if before, ok := seen[key]; ok {
 			got.repeated++
 			if !bytes.Equal(before, raw) {
-				t.Errorf("%s was sent twice with different bytes", name)
+				t.Errorf("%s was sent twice with different bytes", m.Filename)
 			}
 			continue
 		}
 		seen[key] = raw
-		if strings.HasSuffix(name, ".xml.gz") {
-			rep, err := dmarc.ParseReport(bytes.NewReader(content))
+		if strings.HasSuffix(m.Filename, ".xml.gz") {
+			rep, err := dmarc.ParseReport(bytes.NewReader(m.Content))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -391,7 +390,7 @@ func (l *lives) readMails() reported {
 			}
 			continue
 		}
-		rep, err := tlsrpt.ParseReport(bytes.NewReader(content))
+		rep, err := tlsrpt.ParseReport(bytes.NewReader(m.Content))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -400,36 +399,6 @@ func (l *lives) readMails() reported {
 		}
 	}
 	return got
-}
-
-func readReport(t *testing.T, raw []byte) (name string, content []byte) {
-	t.Helper()
-	m, err := mail.ReadMessage(bytes.NewReader(raw))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, params, err := mime.ParseMediaType(m.Header.Get("Content-Type"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	parts := multipart.NewReader(m.Body, params["boundary"])
-	for {
-		part, err := parts.NextPart()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if name = part.FileName(); name == "" {
-			continue
-		}
-		zr, err := gzip.NewReader(base64.NewDecoder(base64.StdEncoding, part))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if content, err = io.ReadAll(zr); err != nil {
-			t.Fatal(err)
-		}
-		return name, content
-	}
 }
 
 func (l *lives) showLog(program string) {
