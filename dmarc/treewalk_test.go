@@ -48,8 +48,10 @@ func TestTreeWalk(t *testing.T) {
 			[]string{"z.a.b.c.d.e.f.g.com", "b.c.d.e.f.g.com", "c.d.e.f.g.com", "d.e.f.g.com", "e.f.g.com", "f.g.com", "g.com", "com"},
 		},
 		{
-			"RFC 9989 4.10: down to the single label", []string{"_dmarc.com v=DMARC1; p=none"},
-			"com", "com", "com", []string{"com"},
+			"RFC 9989 4.10: down to the single label",
+			[]string{"_dmarc.com v=DMARC1; p=none"},
+			"com", "com", "com",
+			[]string{"com"},
 		},
 		{
 			"RFC 9989 4.10.2: the name with the fewest labels",
@@ -90,12 +92,14 @@ func TestTreeWalk(t *testing.T) {
 		{
 			"RFC 9989 4.10.2: psd=y at the name itself",
 			[]string{"_dmarc.co.example v=DMARC1; p=none; psd=y"},
-			"co.example", "co.example", "co.example", []string{"co.example"},
+			"co.example", "co.example", "co.example",
+			[]string{"co.example"},
 		},
 		{
 			"RFC 9989 4.10.2: a PSD right above the name",
 			[]string{"_dmarc.co.example v=DMARC1; p=none; psd=y"},
-			"firm.co.example", "firm.co.example", "co.example", []string{"firm.co.example", "co.example"},
+			"firm.co.example", "firm.co.example", "co.example",
+			[]string{"firm.co.example", "co.example"},
 		},
 		{
 			"RFC 9989 4.10.2: one label below a PSD of 7 labels, where the walk had jumped",
@@ -109,18 +113,24 @@ func TestTreeWalk(t *testing.T) {
 				"_dmarc.mail.example.com v=DMARC1; p=none; psd=n", "_dmarc.mail.example.com v=DMARC1; p=none; psd=y",
 				"_dmarc.example.com v=DMARC1; p=none",
 			},
-			"mail.example.com", "example.com", "example.com", []string{"mail.example.com", "example.com", "com"},
+			"mail.example.com", "example.com", "example.com",
+			[]string{"mail.example.com", "example.com", "com"},
 		},
 		{
-			"RFC 9989 B.4.1: author", []string{"_dmarc.example.com v=DMARC1; p=none", "_dmarc.signing.example.com v=DMARC1; p=none"},
-			"example.com", "example.com", "example.com", []string{"example.com", "com"},
+			"RFC 9989 B.4.1: author",
+			[]string{"_dmarc.example.com v=DMARC1; p=none", "_dmarc.signing.example.com v=DMARC1; p=none"},
+			"example.com", "example.com", "example.com",
+			[]string{"example.com", "com"},
 		},
 		{
-			"RFC 9989 B.4.1: signer", []string{"_dmarc.example.com v=DMARC1; p=none", "_dmarc.signing.example.com v=DMARC1; p=none"},
-			"signing.example.com", "example.com", "signing.example.com", []string{"signing.example.com", "example.com", "com"},
+			"RFC 9989 B.4.1: signer",
+			[]string{"_dmarc.example.com v=DMARC1; p=none", "_dmarc.signing.example.com v=DMARC1; p=none"},
+			"signing.example.com", "example.com", "signing.example.com",
+			[]string{"signing.example.com", "example.com", "com"},
 		},
 		{
-			"RFC 9989 B.4.2", []string{"_dmarc.example.com v=DMARC1; p=none", "_dmarc.signing.example.com v=DMARC1; p=none"},
+			"RFC 9989 B.4.2",
+			[]string{"_dmarc.example.com v=DMARC1; p=none", "_dmarc.signing.example.com v=DMARC1; p=none"},
 			"a.b.c.d.e.f.g.h.i.j.k.example.com", "example.com", "example.com",
 			[]string{
 				"a.b.c.d.e.f.g.h.i.j.k.example.com", "g.h.i.j.k.example.com", "h.i.j.k.example.com", "i.j.k.example.com",
@@ -128,22 +138,28 @@ func TestTreeWalk(t *testing.T) {
 			},
 		},
 		{
-			"RFC 9989 B.4.3: author", []string{"_dmarc.bank.example v=DMARC1; p=none; psd=y", "_dmarc.giant.bank.example v=DMARC1; p=none"},
-			"giant.bank.example", "giant.bank.example", "giant.bank.example", []string{"giant.bank.example", "bank.example"},
+			"RFC 9989 B.4.3: author",
+			[]string{"_dmarc.bank.example v=DMARC1; p=none; psd=y", "_dmarc.giant.bank.example v=DMARC1; p=none"},
+			"giant.bank.example", "giant.bank.example", "giant.bank.example",
+			[]string{"giant.bank.example", "bank.example"},
 		},
 		{
-			"RFC 9989 B.4.3: return path", []string{"_dmarc.bank.example v=DMARC1; p=none; psd=y", "_dmarc.giant.bank.example v=DMARC1; p=none"},
+			"RFC 9989 B.4.3: return path",
+			[]string{"_dmarc.bank.example v=DMARC1; p=none; psd=y", "_dmarc.giant.bank.example v=DMARC1; p=none"},
 			"mail.giant.bank.example", "giant.bank.example", "giant.bank.example",
 			[]string{"mail.giant.bank.example", "giant.bank.example", "bank.example"},
 		},
 		{
-			"RFC 9989 B.4.3: signer", []string{"_dmarc.bank.example v=DMARC1; p=none; psd=y", "_dmarc.giant.bank.example v=DMARC1; p=none"},
+			"RFC 9989 B.4.3: signer",
+			[]string{"_dmarc.bank.example v=DMARC1; p=none; psd=y", "_dmarc.giant.bank.example v=DMARC1; p=none"},
 			"mail.mega.bank.example", "mega.bank.example", "bank.example",
 			[]string{"mail.mega.bank.example", "mega.bank.example", "bank.example"},
 		},
 		{
-			"names in any case, with a final dot", []string{"_dmarc.example.com v=DMARC1; p=none"},
-			"Mail.EXAMPLE.com.", "example.com", "example.com", []string{"mail.example.com", "example.com", "com"},
+			"names in any case, with a final dot",
+			[]string{"_dmarc.example.com v=DMARC1; p=none"},
+			"Mail.EXAMPLE.com.", "example.com", "example.com",
+			[]string{"mail.example.com", "example.com", "com"},
 		},
 	}
 	for _, tt := range tests {

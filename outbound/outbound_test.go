@@ -139,12 +139,16 @@ func TestSecureReply(t *testing.T) {
 		"plain": {good, false, "secure match=mx.example.com:.example.net servername=hostname"},
 		"TLSRPT": {good, true, "secure match=mx.example.com:.example.net servername=hostname policy_type=sts policy_domain=example.com" +
 			" { policy_string = version: STSv1 } { policy_string = mode: enforce } mx_host_pattern=mx.example.com mx_host_pattern=*.example.net"},
-		"a brace in a line": {policy([]string{"mx.example.com"}, "version: STSv1", "x: {", "y: }", "z: {}"), true,
-			"secure match=mx.example.com servername=hostname policy_type=sts policy_domain=example.com { policy_string = version: STSv1 } mx_host_pattern=mx.example.com"},
+		"a brace in a line": {
+			policy([]string{"mx.example.com"}, "version: STSv1", "x: {", "y: }", "z: {}"), true,
+			"secure match=mx.example.com servername=hostname policy_type=sts policy_domain=example.com { policy_string = version: STSv1 } mx_host_pattern=mx.example.com",
+		},
 		"no line that could be told": {policy([]string{"mx.example.com"}, "x: {", "ü: y", " "), true, "secure match=mx.example.com servername=hostname"},
 		"no MX":                      {policy(nil, "version: STSv1"), true, ""},
-		"text too long": {policy([]string{"mx.example.com"}, strings.Repeat("x", socketmap.MaxReply)), true,
-			"secure match=mx.example.com servername=hostname"},
+		"text too long": {
+			policy([]string{"mx.example.com"}, strings.Repeat("x", socketmap.MaxReply)), true,
+			"secure match=mx.example.com servername=hostname",
+		},
 	} {
 		if got := secureReply("example.com", tc.policy, tc.tlsrpt); got != tc.want {
 			t.Errorf("%s:\n%s\nwant\n%s", name, got, tc.want)
