@@ -16,7 +16,11 @@
 //
 // # Layout
 //
-//	meta     "schema"                                      -> format version
+//	meta     "schema"                                      -> version of this layout
+//	         "usage"                                       -> number and size of all rows
+//	windows  kind, window start, window length             -> number of its groups
+//	windows  the same, organization                        -> number of its groups
+//	trash    group ID                                      -> nothing; rows to be deleted
 //	groups   kind, window start, window length, domain, 0, -> group ID, totals,
 //	         hash of the policy                               policy as JSON
 //	rows     group ID, hash of the row                     -> count, row as JSON
@@ -24,8 +28,8 @@
 //
 // Equal rows are merged when they are written: what a report costs does not grow
 // with the number of messages, only with the number of distinct rows. Group IDs
-// count up, so the rows of a group, and the groups of a window, lie together: a
-// report is one range scan and its deletion frees pages in a row.
+// count up, so the rows of a group lie together, next to those of groups that began
+// about then: a report is one range scan and its deletion frees pages in a row.
 //
 // Sealing a report takes its groups out of the groups bucket in one transaction.
 // Whatever is recorded later for the same window, domain and policy starts a new
@@ -44,27 +48,25 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
-// Bounds and times. What does not fit is dropped, counted in
+// Bounds of what waits, and times. What does not fit is dropped, counted in
 // ruapost_store_dropped_total and never in the way of mail.
 const (
-	// MaxQueue is the number of distinct rows that may wait to be written.
-	MaxQueue = 20_000
-	// MaxBatch is the number of distinct rows that are written in one transaction.
-	MaxBatch = 1_000
-	// MaxRowBytes is the size of a row's JSON form. A larger one is only counted
-	// in its group's total.
-	MaxRowBytes = 8 << 10
-	// MaxGroupRows is the number of distinct rows of a group. Past it messages are
-	// only counted in the group's total.
-	MaxGroupRows = 50_000
-	// MaxFileSize is the size in bytes the file may grow to.
-	MaxFileSize = 1 << 30
+	// MaxQueue and MaxQueueBytes are the number and size of distinct rows that may
+	// wait to be written.
+	MaxQueue      = 20_000
+	MaxQueueBytes = 64 << 20
+	// MaxBatch and MaxBatchBytes are the number and size of distinct rows that are
+	// written in one transaction.
+	MaxBatch      = 1_000
+	MaxBatchBytes = 1 << 20
 
-	// minHold and holdFactor bound how long the file is kept open while there is
-	// more to write: minHold or holdFactor times what opening it took.
+	// The file is kept open while there is more to write: for minHold, or holdFactor
+	// times what opening it took if its list of free pages is long, up to maxHold.
 	minHold    = 5 * time.Millisecond
+	maxHold    = 100 * time.Millisecond
 	holdFactor = 4
 
 	// chunk is the number of keys that are read or deleted per lock hold.
@@ -73,7 +75,11 @@ const (
 	retryMin     = 100 * time.Millisecond
 	retryMax     = 5 * time.Second
 	complainEach = time.Minute
+	openTimeout  = 2 * time.Second
 	closeTimeout = 5 * time.Second
+	// damageEach is how often a damaged file is set aside while the program runs. If
+	// the next one is damaged so soon, the fault is not with the file.
+	damageEach = time.Hour
 )
 
 var (
@@ -85,22 +91,31 @@ var (
 	ErrQueueFull = errors.New("bboltstore: queue is full, row dropped")
 	// ErrClosed is returned by calls on a closed Store.
 	ErrClosed = errors.New("bboltstore: closed")
+	// ErrForeign is the error, wrapped, of Open for a file that must not be touched:
+	// one of a newer version of this program, or none of its files at all.
+	ErrForeign = errors.New("this file cannot be used")
 )
 
 // Store is one process's access to the shared file. Its methods may be called
 // from any number of goroutines.
 type Store struct {
-	path string
-	wake chan struct{} // has room for one: there is something to do
-	gone chan struct{} // closed when the store goroutine has ended
+	path   string
+	bounds bounds
+	wake   chan struct{} // has room for one: there is something to do
+	gone   chan struct{} // closed when the store goroutine has ended
 
-	mu      sync.Mutex
-	batches []*batch // the last one still takes rows; the first may be in work
-	queued  int      // distinct rows in batches
-	calls   []*call
-	closed  bool
+	mu          sync.Mutex
+	batches     []*batch // the last one still takes rows; the first may be in work
+	queued      int      // distinct rows in batches
+	queuedBytes int
+	calls       []*call
+	closed      bool
+	closing     chan struct{} // closed when closed is set
+	giveUp      time.Time     // after closed was set: when to end with rows unwritten
+	complained  time.Time
 
-	complained time.Time // of the store goroutine alone
+	// Of the store goroutine alone:
+	wasDamaged time.Time
 }
 
 // call is a transaction that somebody other than the recorder wants.
@@ -114,27 +129,32 @@ type call struct {
 }
 
 // Open returns the store in the file at path, which is created if it does not
-// exist; its folder must. It fails if the file cannot be opened or was written by
-// a newer version of this program.
+// exist; its folder must. The error wraps ErrForeign. Any other fault is logged, and
+// what is recorded waits until it has gone away: mail goes on, and so does the program.
 func Open(path string) (*Store, error) {
-	path, err := filepath.Abs(path)
+	abs, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fmt.Errorf("bboltstore: %w", err)
 	}
-	// Once now, so that the operator hears of a bad path or file at the start.
-	db, err := open(path)
-	if err != nil {
-		return nil, err
-	}
-	if err := db.Close(); err != nil {
-		return nil, fmt.Errorf("bboltstore: close %s: %w", path, err)
-	}
 	s := &Store{
-		path: path,
-		wake: make(chan struct{}, 1),
-		gone: make(chan struct{}),
+		path:    abs,
+		bounds:  defaultBounds,
+		wake:    make(chan struct{}, 1),
+		gone:    make(chan struct{}),
+		closing: make(chan struct{}),
 	}
 	go s.run()
+	// Once now, so that the operator hears of a fault at the start.
+	ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
+	defer cancel()
+	err = s.view(ctx, func(*bolt.Tx) error { return nil })
+	switch {
+	case errors.Is(err, ErrForeign):
+		s.Close()
+		return nil, err
+	case errors.Is(err, context.DeadlineExceeded):
+		slog.Warn("store: another process keeps the file locked, rows wait", "file", abs)
+	}
 	return s, nil
 }
 
@@ -142,20 +162,37 @@ func Open(path string) (*Store, error) {
 // as when another process keeps the file locked, and says how many rows it left.
 func (s *Store) Close() error {
 	s.mu.Lock()
-	s.closed = true
+	if !s.closed {
+		s.closed = true
+		s.giveUp = time.Now().Add(closeTimeout)
+		close(s.closing)
+	}
 	s.mu.Unlock()
-	s.notify()
 	select {
 	case <-s.gone:
-	case <-time.After(closeTimeout):
+	case <-time.After(closeTimeout + time.Second):
+		// It waits for the file's lock. Whoever waits for it need not.
+		s.end()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.queued > 0 {
-		dropped.WithLabelValues("closed").Add(float64(s.queued))
 		return fmt.Errorf("bboltstore: %d rows could not be written to %s", s.queued, s.path)
 	}
 	return nil
+}
+
+// end answers everybody who still waits: nothing more will be done.
+func (s *Store) end() {
+	s.failCalls(ErrClosed)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, b := range s.batches {
+		dropped.WithLabelValues("closed").Add(float64(b.records))
+		b.err = ErrClosed
+		close(b.done)
+	}
+	s.batches = nil
 }
 
 func (s *Store) notify() {
@@ -195,41 +232,45 @@ func (s *Store) do(ctx context.Context, c *call) error {
 	}
 }
 
-// run is the store goroutine: it alone opens the file.
+// run is the store goroutine: it alone opens the file to write.
 func (s *Store) run() {
 	defer close(s.gone)
-	retry := retryMin
-	for range s.wake {
-		for s.busy() {
-			err := s.turn()
-			if err == nil {
-				retry = retryMin
-				continue
-			}
-			s.complain(err)
-			s.failCalls(err)
-			if s.isClosed() {
-				return
-			}
-			time.Sleep(retry)
-			retry = min(2*retry, retryMax)
-		}
-		if s.isClosed() {
+	defer s.end()
+	for retry := retryMin; ; {
+		busy, closed, giveUp := s.state()
+		switch {
+		case !busy && closed:
 			return
+		case !busy:
+			select {
+			case <-s.wake:
+			case <-s.closing:
+			}
+			continue
+		}
+		err := s.turn()
+		if err == nil {
+			retry = retryMin
+			continue
+		}
+		s.complain(err)
+		s.failCalls(err)
+		if closed && time.Now().After(giveUp) {
+			return
+		}
+		select {
+		case <-time.After(retry):
+			retry = min(2*retry, retryMax)
+		case <-s.closing:
+			time.Sleep(retryMin)
 		}
 	}
 }
 
-func (s *Store) busy() bool {
+func (s *Store) state() (busy, closed bool, giveUp time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.batches) > 0 || len(s.calls) > 0
-}
-
-func (s *Store) isClosed() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.closed
+	return len(s.batches) > 0 || len(s.calls) > 0, s.closed, s.giveUp
 }
 
 // turn opens the file, does what is queued for as long as it may hold the file,
@@ -237,24 +278,40 @@ func (s *Store) isClosed() bool {
 // be written; the batch is still queued then.
 func (s *Store) turn() error {
 	began := time.Now()
-	db, err := open(s.path)
+	h, err := open(s.path)
 	if err != nil {
 		return err
 	}
 	opened := time.Now()
 	lockWait.Observe(opened.Sub(began).Seconds())
-	hold := max(minHold, holdFactor*opened.Sub(began))
+	hold := min(max(minHold, holdFactor*opened.Sub(h.locked)), maxHold)
 	for {
-		err = s.commitBatch(db)
-		s.runCalls(db)
-		if err != nil || !s.busy() || time.Since(opened) > hold {
+		err = s.commitBatch(h.DB)
+		if err == nil {
+			err = s.runCalls(h.DB)
+		}
+		if busy, _, _ := s.state(); err != nil || !busy || time.Since(opened) > hold {
 			break
 		}
 	}
-	if cerr := db.Close(); err == nil && cerr != nil {
+	if isDamage(err) {
+		return s.damaged(h, err)
+	}
+	if cerr := h.Close(); err == nil && cerr != nil {
 		err = fmt.Errorf("bboltstore: close %s: %w", s.path, cerr)
 	}
 	return err
+}
+
+// damaged sets the file aside in which bbolt has panicked.
+func (s *Store) damaged(h *handle, cause error) error {
+	was, err := h.file.Stat()
+	h.abandon()
+	if err != nil || time.Since(s.wasDamaged) < damageEach {
+		return errors.Join(cause, err)
+	}
+	s.wasDamaged = time.Now()
+	return setAsideOpen(s.path, was, cause)
 }
 
 // commitBatch writes the first batch, if there is one.
@@ -269,56 +326,75 @@ func (s *Store) commitBatch(db *bolt.DB) error {
 	s.mu.Unlock()
 
 	began := time.Now()
-	var cut int
-	err := safely(func() error {
-		return db.Update(func(tx *bolt.Tx) (err error) {
-			cut, err = b.write(tx)
-			return err
-		})
-	})
-	full := errors.Is(err, errFileFull)
-	if err != nil && !full {
+	db.MaxSize = MaxFileSize
+	c, err := s.writeBatch(db, b, false)
+	if errors.Is(err, bolterrors.ErrMaxSizeReached) {
+		// What is there already can still be counted in.
+		c, err = s.writeBatch(db, b, true)
+	}
+	if errors.Is(err, bolterrors.ErrMaxSizeReached) {
+		// Waiting would not help: there is room again when the reporter has sent and
+		// deleted reports.
+		s.complain(fmt.Errorf("bboltstore: %s has reached its largest size: %w", s.path, err))
+		c, err = cut{records: uint64(b.records)}, nil
+	}
+	// What the reporter writes, in order to delete, must not be in want of room.
+	db.MaxSize = 0
+	if err != nil {
 		return fmt.Errorf("bboltstore: write to %s: %w", s.path, err)
 	}
 	commitTime.Observe(time.Since(began).Seconds())
-	if full {
-		// Waiting would not help: the file only has room again when the reporter
-		// has sent and deleted reports.
-		dropped.WithLabelValues("file_full").Add(float64(b.records))
-		s.complain(fmt.Errorf("%w: %s", err, s.path))
-	} else {
-		recorded.Add(float64(b.records))
-		dropped.WithLabelValues("group_rows").Add(float64(cut))
-	}
+	recorded.Add(float64(uint64(b.records) - c.records))
+	dropped.WithLabelValues("groups").Add(float64(c.records))
+	dropped.WithLabelValues("details").Add(float64(c.details))
 	s.mu.Lock()
-	s.batches = s.batches[1:]
+	defer s.mu.Unlock()
 	s.queued -= b.rows
+	s.queuedBytes -= b.bytes
 	queueLength.Set(float64(s.queued))
-	s.mu.Unlock()
-	b.err = nil
-	if full {
-		b.err = err
+	if len(s.batches) > 0 { // else Close has not waited
+		s.batches = s.batches[1:]
+		close(b.done)
 	}
-	close(b.done)
 	return nil
 }
 
-// runCalls runs the calls that wait now.
-func (s *Store) runCalls(db *bolt.DB) {
+func (s *Store) writeBatch(db *bolt.DB, b *batch, frugal bool) (c cut, err error) {
+	err = safely(func() error {
+		return db.Update(func(tx *bolt.Tx) (err error) {
+			c, err = b.write(tx, s.bounds, frugal)
+			return err
+		})
+	})
+	return c, err
+}
+
+// runCalls runs the calls that wait now. The error is that of a file that is damaged.
+func (s *Store) runCalls(db *bolt.DB) error {
 	s.mu.Lock()
 	calls := s.calls
 	s.calls = nil
 	s.mu.Unlock()
+	var damage error
 	for _, c := range calls {
 		if !c.taken.CompareAndSwap(false, true) {
+			continue
+		}
+		if damage != nil {
+			c.done <- damage
 			continue
 		}
 		begin := db.View
 		if c.writable {
 			begin = db.Update
 		}
-		c.done <- safely(func() error { return begin(c.fn) })
+		err := safely(func() error { return begin(c.fn) })
+		if isDamage(err) {
+			damage = err
+		}
+		c.done <- err
 	}
+	return damage
 }
 
 // failCalls answers the waiting calls with err: unlike rows, they are not kept for
@@ -336,22 +412,23 @@ func (s *Store) failCalls(err error) {
 // complain logs err at most once a minute.
 func (s *Store) complain(err error) {
 	writeErrors.Inc()
-	if time.Since(s.complained) < complainEach {
-		return
+	if queued, ok := s.mayComplain(); ok {
+		slog.Error("store: cannot write, rows wait", "err", err, "queued", queued, "queue_limit", MaxQueue)
 	}
-	s.complained = time.Now()
-	s.mu.Lock()
-	queued := s.queued
-	s.mu.Unlock()
-	slog.Error("store: cannot write, rows wait", "err", err, "queued", queued, "queue_limit", MaxQueue)
 }
 
-// safely turns a panic, which is how bbolt reports a corrupt page, into an error.
-func safely(fn func() error) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("panic: %v", p)
-		}
-	}()
-	return fn()
+func (s *Store) queueFull() {
+	if queued, ok := s.mayComplain(); ok {
+		slog.Error("store: too many rows wait to be written, more are dropped", "queued", queued, "queue_limit", MaxQueue)
+	}
+}
+
+func (s *Store) mayComplain() (queued int, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if time.Since(s.complained) < complainEach {
+		return s.queued, false
+	}
+	s.complained = time.Now()
+	return s.queued, true
 }

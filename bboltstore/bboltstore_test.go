@@ -2,6 +2,7 @@ package bboltstore
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -18,10 +19,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	bolt "go.etcd.io/bbolt"
 
 	"ruapost"
+	"ruapost/internal/storetest"
 )
 
 var noon = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
@@ -86,149 +87,15 @@ func groups(t *testing.T, s *Store, before time.Time) []ruapost.Group {
 	return g
 }
 
-func TestEqualRowsMerge(t *testing.T) {
-	s := openStore(t, filepath.Join(t.TempDir(), "db"))
-	optional := evaluation("example.com", 1)
-	optional.Optional = true
-	mustRecord(t, s, evaluation("example.com", 1), evaluation("example.com", 1), evaluation("example.com", 2), optional)
-
-	if g := groups(t, s, noon); len(g) != 0 {
-		t.Errorf("a window that is not over was returned: %+v", g)
-	}
-	gs := groups(t, s, noon.Add(12*time.Hour))
-	if len(gs) != 1 {
-		t.Fatalf("%d groups, want 1", len(gs))
-	}
-	g := gs[0]
-	want := ruapost.Group{
-		ID: g.ID, Kind: ruapost.KindDMARC, Window: ruapost.Day(noon), Domain: "example.com",
-		DMARC: &evaluation("example.com", 1).Policy, Total: 4, Rows: 2, Listed: 4, Required: 3,
-	}
-	if d := cmp.Diff(want, g); d != "" {
-		t.Error(d)
-	}
-	if d := cmp.Diff(map[string]int64{"192.0.2.1": 3, "192.0.2.2": 1}, counts(t, s, g.ID)); d != "" {
-		t.Error(d)
-	}
-}
-
-func TestPoliciesAndDaysAreApart(t *testing.T) {
-	s := openStore(t, filepath.Join(t.TempDir(), "db"))
-	changed := evaluation("example.com", 1)
-	changed.Policy.P = ruapost.DispositionNone
-	nextDay := evaluation("example.com", 1)
-	nextDay.Time = noon.Add(24 * time.Hour)
-	lastSecond := evaluation("example.com", 1)
-	lastSecond.Time = noon.Add(12*time.Hour - 1)
-	mustRecord(t, s, evaluation("example.com", 1), changed, nextDay, lastSecond)
-	var got []string
-	for _, g := range groups(t, s, noon.Add(48*time.Hour)) {
-		got = append(got, fmt.Sprintf("%d %s %d", g.Window.Start.Day(), g.DMARC.P, g.Total))
-	}
-	if len(got) != 3 || !strings.Contains(strings.Join(got, ","), "22 reject 2") {
-		t.Errorf("groups %v", got)
-	}
-}
-
-func TestSessions(t *testing.T) {
-	s := openStore(t, filepath.Join(t.TempDir(), "db"))
-	sts := ruapost.TLSPolicy{Type: ruapost.PolicySTS, Domain: "example.net", Strings: []string{"version: STSv1"}, MXHosts: []string{"mx.example.net"}}
-	failure := ruapost.TLSFailure{Result: ruapost.ResultCertificateExpired, ReceivingMX: "mx.example.net"}
-	err := s.RecordSessions(t.Context(), []ruapost.Session{
-		{Time: noon, Domain: "example.net", Policy: sts},
-		{Time: noon, Domain: "example.net", Policy: sts, Failed: true, Failures: []ruapost.TLSFailure{failure}},
-		{Time: noon, Domain: "example.net", Policy: sts, Failed: true, Failures: []ruapost.TLSFailure{failure}},
-		{Time: noon, Domain: "example.net", Policy: ruapost.TLSPolicy{Type: ruapost.PolicyNone, Domain: "example.net"}},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	gs := groups(t, s, noon.Add(24*time.Hour))
-	if len(gs) != 2 {
-		t.Fatalf("%d groups, want 2", len(gs))
-	}
-	for _, g := range gs {
-		if g.TLS.Type != ruapost.PolicySTS {
-			continue
-		}
-		if g.Total != 3 || g.Failed != 2 || g.Rows != 1 {
-			t.Errorf("totals %+v", g)
-		}
-		for row, err := range s.Rows(t.Context(), g.ID) {
-			var f ruapost.TLSFailure
-			if err != nil || json.Unmarshal(row.Data, &f) != nil || row.Count != 2 || f != failure {
-				t.Errorf("row %d %s, %v", row.Count, row.Data, err)
-			}
-		}
-	}
-}
-
-// What is recorded after a group was sealed must not change the sealed report, and
-// must not be lost either.
-func TestSealedRowsNeverChange(t *testing.T) {
-	s := openStore(t, filepath.Join(t.TempDir(), "db"))
-	mustRecord(t, s, evaluation("example.com", 1), evaluation("example.com", 2))
-	after := noon.Add(24 * time.Hour)
-	r := &ruapost.Report{ID: "r1", Kind: ruapost.KindDMARC, Domain: "example.com", Groups: groups(t, s, after), State: ruapost.ReportSealed}
-	mustRecord(t, s, evaluation("example.com", 1)) // between reading and sealing
-	if err := s.Seal(t.Context(), r); err != nil {
-		t.Fatal(err)
-	}
-	if r.Groups[0].Total != 3 {
-		t.Errorf("sealed total %d, want 3", r.Groups[0].Total)
-	}
-	mustRecord(t, s, evaluation("example.com", 1))
-	if d := cmp.Diff(map[string]int64{"192.0.2.1": 2, "192.0.2.2": 1}, counts(t, s, r.Groups[0].ID)); d != "" {
-		t.Error(d)
-	}
-	if gs := groups(t, s, after); len(gs) != 1 || gs[0].Total != 1 || gs[0].ID == r.Groups[0].ID {
-		t.Errorf("late row: %+v", gs)
-	}
-	again := &ruapost.Report{ID: "r2", Kind: ruapost.KindDMARC, Domain: "example.com", Groups: r.Groups}
-	if err := s.Seal(t.Context(), again); err != nil || len(again.Groups) != 0 {
-		t.Errorf("sealing twice: %+v, %v", again.Groups, err)
-	}
-	reports, err := s.Reports(t.Context())
-	if err != nil || len(reports) != 1 || reports[0].ID != "r1" {
-		t.Fatalf("reports %+v, %v", reports, err)
-	}
-	for range 2 {
-		if err := s.DropRows(t.Context(), r.Groups); err != nil {
+func TestStore(t *testing.T) {
+	storetest.Run(t, func(t *testing.T, dir string) storetest.Store {
+		t.Helper()
+		s, err := Open(filepath.Join(dir, "db"))
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	if got := counts(t, s, r.Groups[0].ID); len(got) != 0 {
-		t.Errorf("rows left: %v", got)
-	}
-	if got := counts(t, s, groups(t, s, after)[0].ID); got["192.0.2.1"] != 1 {
-		t.Errorf("rows of the late group: %v", got)
-	}
-}
-
-func TestRowsComeInChunks(t *testing.T) {
-	s := openStore(t, filepath.Join(t.TempDir(), "db"))
-	const n = 2*chunk + 1
-	var wg sync.WaitGroup
-	for i := range n {
-		wg.Go(func() {
-			e := evaluation("example.com", 1)
-			e.Result.EnvelopeFrom = fmt.Sprintf("d%d.example", i)
-			if err := s.RecordEvaluation(context.Background(), e); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	wg.Wait()
-	gs := groups(t, s, noon.Add(24*time.Hour))
-	if len(gs) != 1 || gs[0].Rows != n || counts(t, s, gs[0].ID)["192.0.2.1"] != n {
-		t.Fatalf("groups %+v", gs)
-	}
-	if err := s.Drop(t.Context(), gs); err != nil {
-		t.Fatal(err)
-	}
-	if got := counts(t, s, gs[0].ID); len(got) != 0 {
-		t.Errorf("rows left: %v", got)
-	}
+		return s
+	})
 }
 
 func TestRowBounds(t *testing.T) {
@@ -239,20 +106,6 @@ func TestRowBounds(t *testing.T) {
 	gs := groups(t, s, noon.Add(24*time.Hour))
 	if len(gs) != 1 || gs[0].Total != 2 || gs[0].Rows != 1 || gs[0].Listed != 1 {
 		t.Errorf("an overlong row must only be counted: %+v", gs)
-	}
-
-	// A group at its bound: counted, not stored.
-	g := groupValue{id: 7, rows: MaxGroupRows}
-	add := map[[hashLen]byte]*rowAddition{{1}: {count: 1, data: []byte("{}")}}
-	err := s.update(t.Context(), func(tx *bolt.Tx) error {
-		cut, err := writeRows(tx.Bucket(rowsBucket), &g, add)
-		if cut != 1 || g.rows != MaxGroupRows {
-			t.Errorf("cut %d, rows %d", cut, g.rows)
-		}
-		return err
-	})
-	if err != nil {
-		t.Error(err)
 	}
 }
 
@@ -334,14 +187,61 @@ func TestOpenRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]string{
-		newer:                          "was written by a newer version of ruapost (schema 2; this program knows 1)",
-		other:                          "is a bbolt file, but not a ruapost store",
-		text:                           "invalid database",
-		filepath.Join(dir, "no", "db"): "no such file or directory",
+		newer: "was written by a newer version of ruapost (schema 3; this program knows 2)",
+		other: "is a bbolt file, but not a ruapost store",
+		text:  "invalid database",
 	} {
-		if _, err := Open(path); err == nil || !strings.Contains(err.Error(), want) {
+		before, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(path); !errors.Is(err, ErrForeign) || !strings.Contains(err.Error(), want) {
 			t.Errorf("Open(%s): %v; want %q", filepath.Base(path), err, want)
 		}
+		if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {
+			t.Errorf("%s was changed, %v", filepath.Base(path), err)
+		}
+	}
+}
+
+// What may pass is waited for: rows are written when it has.
+func TestFolderAppearsLater(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "later")
+	s := openStore(t, filepath.Join(dir, "db"))
+	if _, err := s.Groups(t.Context(), noon); err == nil || !strings.Contains(err.Error(), "no such file or directory") {
+		t.Errorf("read: %v", err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.RecordEvaluation(ended, evaluation("example.com", 1)); !errors.Is(err, ErrQueued) {
+		t.Errorf("record: %v", err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	mustRecord(t, s, evaluation("example.com", 1))
+	if gs := groups(t, s, noon.Add(24*time.Hour)); len(gs) != 1 || gs[0].Total != 2 {
+		t.Errorf("groups %+v", gs)
+	}
+}
+
+// A store whose lock is never let go ends nevertheless, and so does who waits for it.
+func TestCloseWhileLocked(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	s := openStore(t, path)
+	other, err := open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	done := make(chan error)
+	go func() { done <- s.RecordEvaluation(context.Background(), evaluation("example.com", 1)) }()
+	waitForWaiter(t, path)
+	if err := s.Close(); err == nil || !strings.Contains(err.Error(), "could not be written") {
+		t.Errorf("Close: %v", err)
+	}
+	if err := <-done; !errors.Is(err, ErrClosed) {
+		t.Errorf("record: %v", err)
 	}
 }
 

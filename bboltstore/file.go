@@ -1,66 +1,119 @@
 package bboltstore
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 )
 
 // schema is the version of the layout this program reads and writes.
-const schema = 1
+//
+//	1  groups, rows, reports
+//	2  windows, trash, the usage in meta and the bytes of a group
+const schema = 2
 
 var (
 	metaBucket    = []byte("meta")
 	groupsBucket  = []byte("groups")
 	rowsBucket    = []byte("rows")
+	windowsBucket = []byte("windows")
+	trashBucket   = []byte("trash")
 	reportsBucket = []byte("reports")
 	schemaKey     = []byte("schema")
+	usageKey      = []byte("usage")
 )
 
 // fileMode lets the programs run as different users of one group.
 const fileMode = 0o660
 
-var errFileFull = bolterrors.ErrMaxSizeReached
+// handle is the open, locked database.
+type handle struct {
+	*bolt.DB
+	file   *os.File  // holds the lock
+	locked time.Time // since when
+}
+
+// abandon lets go of a database in which bbolt has panicked: it may still hold its
+// own locks, for which Close would wait for ever. The file's lock must be given back
+// by itself: bbolt's memory map keeps the closed file, and its lock, alive.
+func (h *handle) abandon() {
+	_ = unix.Flock(int(h.file.Fd()), unix.LOCK_UN)
+	h.file.Close()
+}
 
 // open waits for its turn and returns the open, locked database. See the package
-// comment for the turnstile.
-func open(path string) (*bolt.DB, error) {
-	turnstile, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE, fileMode)
+// comment for the turnstile. A file that is damaged is set aside and a new one begun.
+func open(path string) (*handle, error) {
+	turnstile, err := takeTurnstile(path)
 	if err != nil {
-		return nil, fmt.Errorf("bboltstore: %w", err)
+		return nil, err
 	}
 	defer turnstile.Close() // lets the next one in
-	if err := flock(turnstile); err != nil {
-		return nil, fmt.Errorf("bboltstore: lock %s.lock: %w", path, err)
+	h, err := openNext(path)
+	if isDamage(err) {
+		if !wasOurs(path) {
+			return nil, fmt.Errorf("%w: it is no bbolt file: set another store.path: %w", err, ErrForeign)
+		}
+		if err := setAside(path, err); err != nil {
+			return nil, err
+		}
+		h, err = openNext(path)
+	}
+	return h, err
+}
+
+func takeTurnstile(path string) (*os.File, error) {
+	turnstile, err := lockAndOpen(path+".lock", os.O_RDWR|os.O_CREATE, fileMode)
+	if err != nil {
+		return nil, fmt.Errorf("bboltstore: lock: %w", err)
 	}
 	// The umask may have taken the group's right to write. Not ours: not ours to mend.
 	_ = turnstile.Chmod(fileMode)
+	return turnstile, nil
+}
 
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+// openNext opens the database for whoever holds the turnstile.
+func openNext(path string) (*handle, error) {
+	// An empty file is one that was created by hand, to set its owner or mode.
+	if st, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) || err == nil && st.Size() == 0 {
 		if err := create(path); err != nil {
 			return nil, fmt.Errorf("bboltstore: create %s: %w", path, err)
 		}
 	}
-	var db *bolt.DB
-	err = safely(func() (err error) {
-		db, err = bolt.Open(path, fileMode, options(lockAndOpen))
+	h := &handle{}
+	err := safely(func() (err error) {
+		h.DB, err = bolt.Open(path, fileMode, options(func(path string, flag int, mode os.FileMode) (*os.File, error) {
+			h.file, err = lockAndOpen(path, flag&^os.O_CREATE, mode)
+			h.locked = time.Now()
+			return h.file, err
+		}))
 		return err
 	})
 	if err != nil {
+		if isDamage(err) && h.file != nil {
+			h.abandon() // bbolt has closed it, unless it has panicked
+		}
 		return nil, fmt.Errorf("bboltstore: open %s: %w", path, err)
 	}
-	if err := safely(func() error { return db.View(checkSchema) }); err != nil {
-		db.Close()
+	if err := safely(func() error { return bringUp(h.DB) }); err != nil {
+		if isDamage(err) {
+			h.abandon()
+		} else {
+			h.Close()
+		}
 		return nil, fmt.Errorf("bboltstore: %s %w", path, err)
 	}
-	return db, nil
+	return h, nil
 }
 
 func options(openFile func(string, int, os.FileMode) (*os.File, error)) *bolt.Options {
@@ -69,32 +122,35 @@ func options(openFile func(string, int, os.FileMode) (*os.File, error)) *bolt.Op
 		// A freelist that is not written makes every Open scan the whole file.
 		NoFreelistSync: false,
 		FreelistType:   bolt.FreelistMapType,
-		NoStatistics:   true,
-		MaxSize:        MaxFileSize,
 	}
 }
 
-// lockAndOpen is bbolt's OpenFile hook: it returns the file at path locked, so that
-// bbolt's own try on the same descriptor succeeds at once. Compaction puts a new
-// file in the place of the old one; who waited for the old one's lock must not
-// write into it, so the path is compared again once the lock is held.
+// lockAndOpen opens the file at path and locks it, however long that takes. As
+// bbolt's OpenFile hook it makes bbolt's own try on the same descriptor succeed at
+// once. Compaction puts a new file in the place of the old one, and somebody may
+// remove a file; who waited for the old one's lock must not take it for the new
+// one's, so the path is compared again once the lock is held.
 func lockAndOpen(path string, flag int, mode os.FileMode) (*os.File, error) {
 	for {
-		f, err := os.OpenFile(path, flag&^os.O_CREATE, mode)
+		f, err := os.OpenFile(path, flag, mode)
 		if err != nil {
 			return nil, err
 		}
 		if err := flock(f); err != nil {
 			f.Close()
+			return nil, fmt.Errorf("flock %s: %w", path, err)
+		}
+		held, err := f.Stat()
+		if err != nil {
+			f.Close()
 			return nil, err
 		}
-		held, err1 := f.Stat()
-		named, err2 := os.Stat(path)
-		if err1 == nil && err2 == nil && os.SameFile(held, named) {
+		named, err := os.Stat(path)
+		if err == nil && os.SameFile(held, named) {
 			return f, nil
 		}
 		f.Close()
-		if err := errors.Join(err1, err2); err != nil {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
 	}
@@ -122,12 +178,12 @@ func create(path string) error {
 		return err
 	}
 	err = db.Update(func(tx *bolt.Tx) error {
-		for _, name := range [][]byte{metaBucket, groupsBucket, rowsBucket, reportsBucket} {
+		for _, name := range [][]byte{metaBucket, groupsBucket, rowsBucket, windowsBucket, trashBucket, reportsBucket} {
 			if _, err := tx.CreateBucket(name); err != nil {
 				return err
 			}
 		}
-		return tx.Bucket(metaBucket).Put(schemaKey, binary.BigEndian.AppendUint64(nil, schema))
+		return putSchema(tx)
 	})
 	if err := errors.Join(err, db.Sync(), db.Close(), os.Chmod(fresh, fileMode)); err != nil {
 		return err
@@ -135,26 +191,84 @@ func create(path string) error {
 	if err := os.Rename(fresh, path); err != nil {
 		return err
 	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return syncDir(filepath.Dir(path))
 }
 
-// checkSchema refuses a file that this program would misread.
-func checkSchema(tx *bolt.Tx) error {
+func putSchema(tx *bolt.Tx) error {
+	return tx.Bucket(metaBucket).Put(schemaKey, binary.BigEndian.AppendUint64(nil, schema))
+}
+
+// bringUp refuses a file that this program would misread, and brings one that an
+// older version has left up to date, in one transaction.
+func bringUp(db *bolt.DB) error {
+	var found uint64
+	err := db.View(func(tx *bolt.Tx) (err error) {
+		found, err = readSchema(tx)
+		return err
+	})
+	if err != nil || found == schema {
+		return err
+	}
+	if found > schema {
+		return fmt.Errorf("was written by a newer version of ruapost (schema %d; this program knows %d): "+
+			"upgrade this program, or set another store.path: %w", found, schema, ErrForeign)
+	}
+	if err := db.Update(migrate); err != nil {
+		return fmt.Errorf("cannot be brought up from schema %d to %d: %w", found, schema, err)
+	}
+	slog.Info("store: brought up to date", "file", db.Path(), "from_schema", found, "to_schema", schema)
+	return nil
+}
+
+func readSchema(tx *bolt.Tx) (uint64, error) {
 	meta := tx.Bucket(metaBucket)
 	if meta == nil {
-		return errors.New("is a bbolt file, but not a ruapost store: set another store.path")
+		return 0, fmt.Errorf("is a bbolt file, but not a ruapost store: set another store.path: %w", ErrForeign)
 	}
 	v := meta.Get(schemaKey)
 	if len(v) != 8 {
-		return errors.New("has no schema version: it is not a ruapost store, or damaged")
+		return 0, fmt.Errorf("has no schema version: it is not a ruapost store: %w", ErrForeign)
 	}
-	if found := binary.BigEndian.Uint64(v); found != schema {
-		return fmt.Errorf("was written by a newer version of ruapost (schema %d; this program knows %d): "+
-			"upgrade this program, or set another store.path", found, schema)
+	return binary.BigEndian.Uint64(v), nil
+}
+
+// migrate makes schema 2 of schema 1, the only one before it: it counts what from
+// then on is kept counted.
+func migrate(tx *bolt.Tx) error {
+	for _, name := range [][]byte{windowsBucket, trashBucket} {
+		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+			return err
+		}
 	}
-	return nil
+	var u usage
+	bytesOf := map[uint64]uint64{}
+	err := tx.Bucket(rowsBucket).ForEach(func(k, v []byte) error {
+		u.add(1, len(v))
+		bytesOf[binary.BigEndian.Uint64(k)] += uint64(len(v))
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := u.store(tx); err != nil {
+		return err
+	}
+	groups := tx.Bucket(groupsBucket)
+	var keys [][]byte
+	groups.ForEach(func(k, _ []byte) error {
+		keys = append(keys, bytes.Clone(k))
+		return nil
+	})
+	for _, k := range keys {
+		old := groups.Get(k)
+		if len(k) < groupKeyHeader+hashLen+1 || len(old) < 6*8 {
+			return fmt.Errorf("group of %d and %d bytes", len(k), len(old))
+		}
+		// The bytes come behind the first three numbers.
+		v := slices.Insert(bytes.Clone(old), 3*8, binary.BigEndian.AppendUint64(nil, bytesOf[binary.BigEndian.Uint64(old)])...)
+		if err := errors.Join(groups.Put(k, v), countGroup(tx, k, 1)); err != nil {
+			return err
+		}
+	}
+	return putSchema(tx)
 }

@@ -12,13 +12,17 @@ var (
 	})
 	dropped = promauto.NewCounterVec(prometheus.CounterOpts{
 		Name: "ruapost_store_dropped_total",
-		Help: "What was not recorded in full, by the limit that was hit: " +
-			"queue (nothing was kept), file_full (nothing was kept), closed (nothing was kept), " +
-			"row_bytes and group_rows (counted in the total, details left out).",
+		Help: "What was not recorded in full, by what was in the way. Nothing was kept: queue " +
+			"(too much waits to be written), groups (too many domains or policies, or the file is full), closed. " +
+			"Counted in the total alone: details (too many rows), row_bytes (row too large).",
 	}, []string{"limit"})
 	writeErrors = promauto.NewCounter(prometheus.CounterOpts{
 		Name: "ruapost_store_errors_total",
 		Help: "Times the file could not be opened or written.",
+	})
+	damaged = promauto.NewCounter(prometheus.CounterOpts{
+		Name: "ruapost_store_damaged_total",
+		Help: "Times the file was found damaged and set aside.",
 	})
 	queueLength = promauto.NewGauge(prometheus.GaugeOpts{
 		Name: "ruapost_store_queue_rows",

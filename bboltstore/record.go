@@ -23,9 +23,10 @@ const hashLen = 16
 type batch struct {
 	groups  map[string]*addition // by key in the groups bucket
 	rows    int                  // distinct rows and groups, the measure of MaxBatch
+	bytes   int                  // size of their JSON, the measure of MaxBatchBytes
 	records int                  // record calls, and sessions in them
 	sealed  bool                 // the store goroutine has taken it
-	done    chan struct{}        // closed when it was written or dropped
+	done    chan struct{}        // closed when it is on disk, or never will be
 	err     error                // set before done is closed
 }
 
@@ -33,25 +34,29 @@ type batch struct {
 type addition struct {
 	policy                  []byte
 	total, required, failed uint64
+	proven                  bool
 	rows                    map[[hashLen]byte]*rowAddition
 }
 
 type rowAddition struct {
-	count uint64
-	data  []byte
+	count  uint64
+	data   []byte
+	proven bool
 }
 
-// entry is one evaluation or session on its way into a batch.
+// entry is one evaluation or session on its way into a batch. proven says that no
+// forger could have made it, see the bounds.
 type entry struct {
-	group            []byte
-	policy           []byte
-	required, failed uint64
-	rows             [][]byte
+	group                   []byte
+	policy                  []byte
+	required, failed        uint64
+	groupProven, rowsProven bool
+	rows                    [][]byte
 }
 
 // RecordEvaluation adds e to the window of its time. It returns nil when e is on
-// disk, ErrQueued if ctx ended before (e is still written later), ErrQueueFull if e
-// was dropped.
+// disk, as far as the bounds allow it; ErrQueued if ctx ended before (e is still
+// written later); ErrQueueFull if e was dropped.
 func (s *Store) RecordEvaluation(ctx context.Context, e *ruapost.Evaluation) error {
 	policy, err := json.Marshal(e.Policy)
 	if err != nil {
@@ -69,22 +74,29 @@ func (s *Store) RecordEvaluation(ctx context.Context, e *ruapost.Evaluation) err
 	if !e.Optional {
 		en.required = 1
 	}
+	en.groupProven = e.Result.AlignedDKIM || e.Result.AlignedSPF
+	en.rowsProven = en.groupProven
 	return s.record(ctx, []entry{en})
 }
 
-// RecordSessions adds the sessions to the windows of their times, all in one batch.
-// It returns as RecordEvaluation does.
+// RecordSessions adds the sessions to the windows of their times. It returns as
+// RecordEvaluation does.
 func (s *Store) RecordSessions(ctx context.Context, sessions []ruapost.Session) error {
 	entries := make([]entry, 0, len(sessions))
 	for i := range sessions {
 		se := &sessions[i]
 		policy, err := json.Marshal(se.Policy)
+		if err == nil && len(policy) > MaxPolicyBytes {
+			policy, err = json.Marshal(ruapost.TLSPolicy{Type: se.Policy.Type, Domain: se.Policy.Domain})
+		}
 		if err != nil {
 			return fmt.Errorf("bboltstore: encode policy: %w", err)
 		}
 		en := entry{
 			group:  groupKey(ruapost.KindTLS, ruapost.Day(se.Time), se.Domain, policy),
 			policy: policy,
+			// Our own users wrote to the domain; what its servers said is theirs.
+			groupProven: true,
 		}
 		if se.Failed {
 			en.failed = 1
@@ -104,23 +116,28 @@ func (s *Store) RecordSessions(ctx context.Context, sessions []ruapost.Session) 
 	return s.record(ctx, entries)
 }
 
+// record adds the entries to batches and waits until the last of those, and with it
+// all, is on disk.
 func (s *Store) record(ctx context.Context, entries []entry) error {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
 		return ErrClosed
 	}
-	if s.queued >= MaxQueue {
+	if s.queued >= MaxQueue || s.queuedBytes >= MaxQueueBytes {
 		s.mu.Unlock()
 		dropped.WithLabelValues("queue").Add(float64(len(entries)))
+		s.queueFull()
 		return ErrQueueFull
 	}
-	b := s.openBatch()
-	before := b.rows
+	var b *batch
 	for i := range entries {
+		b = s.openBatch()
+		rows, size := b.rows, b.bytes
 		b.add(&entries[i])
+		s.queued += b.rows - rows
+		s.queuedBytes += b.bytes - size
 	}
-	s.queued += b.rows - before
 	queueLength.Set(float64(s.queued))
 	s.mu.Unlock()
 	s.notify()
@@ -134,8 +151,10 @@ func (s *Store) record(ctx context.Context, entries []entry) error {
 
 // openBatch returns the batch that takes rows now. s.mu is held.
 func (s *Store) openBatch() *batch {
-	if n := len(s.batches); n > 0 && !s.batches[n-1].sealed && s.batches[n-1].rows < MaxBatch {
-		return s.batches[n-1]
+	if n := len(s.batches); n > 0 {
+		if b := s.batches[n-1]; !b.sealed && b.rows < MaxBatch && b.bytes < MaxBatchBytes {
+			return b
+		}
 	}
 	b := &batch{groups: map[string]*addition{}, done: make(chan struct{})}
 	s.batches = append(s.batches, b)
@@ -149,10 +168,12 @@ func (b *batch) add(en *entry) {
 		g = &addition{policy: en.policy, rows: map[[hashLen]byte]*rowAddition{}}
 		b.groups[string(en.group)] = g
 		b.rows++
+		b.bytes += len(en.policy)
 	}
 	g.total++
 	g.required += en.required
 	g.failed += en.failed
+	g.proven = g.proven || en.groupProven
 	for _, data := range en.rows {
 		if len(data) > MaxRowBytes {
 			dropped.WithLabelValues("row_bytes").Inc()
@@ -164,76 +185,116 @@ func (b *batch) add(en *entry) {
 			r = &rowAddition{data: data}
 			g.rows[h] = r
 			b.rows++
+			b.bytes += len(data)
 		}
 		r.count++
+		r.proven = r.proven || en.rowsProven
 	}
 }
 
-// write adds the batch to the file. It returns the number of rows that were left
-// out because their group had MaxGroupRows.
-func (b *batch) write(tx *bolt.Tx) (cut int, err error) {
-	groups, rows := tx.Bucket(groupsBucket), tx.Bucket(rowsBucket)
+// writer adds a batch to the file.
+type writer struct {
+	tx           *bolt.Tx
+	bounds       bounds
+	groups, rows *bolt.Bucket
+	usage        usage
+	// frugal adds no new group or row: the file has no room.
+	frugal bool
+	cut    cut
+}
+
+// cut counts what a bound has kept out.
+type cut struct {
+	records uint64 // whole messages and sessions
+	details uint64 // those of which only the total was counted
+}
+
+// write adds the batch to the file.
+func (b *batch) write(tx *bolt.Tx, bounds bounds, frugal bool) (cut, error) {
+	w := &writer{
+		tx: tx, bounds: bounds, frugal: frugal,
+		groups: tx.Bucket(groupsBucket), rows: tx.Bucket(rowsBucket),
+	}
+	var err error
+	if w.usage, err = loadUsage(tx); err != nil {
+		return cut{}, err
+	}
 	for _, key := range slices.Sorted(maps.Keys(b.groups)) {
-		add := b.groups[key]
-		g, err := loadGroup(groups, []byte(key), add.policy)
-		if err != nil {
-			return 0, err
-		}
-		g.total += add.total
-		g.required += add.required
-		g.failed += add.failed
-		n, err := writeRows(rows, &g, add.rows)
-		if err != nil {
-			return 0, err
-		}
-		cut += n
-		if err := groups.Put([]byte(key), g.encode()); err != nil {
-			return 0, err
+		if err := w.writeGroup([]byte(key), b.groups[key]); err != nil {
+			return cut{}, err
 		}
 	}
-	return cut, nil
+	return w.cut, w.usage.store(tx)
 }
 
-func writeRows(rows *bolt.Bucket, g *groupValue, add map[[hashLen]byte]*rowAddition) (cut int, err error) {
+func (w *writer) writeGroup(key []byte, add *addition) error {
+	g, found, err := w.loadGroup(key, add)
+	if err != nil {
+		return err
+	}
+	if !found {
+		w.cut.records += add.total
+		return nil
+	}
+	g.total += add.total
+	g.required += add.required
+	g.failed += add.failed
+	if err := w.writeRows(&g, add.rows); err != nil {
+		return err
+	}
+	return w.groups.Put(key, g.encode())
+}
+
+// loadGroup returns the group at key, or a new one if there is room for it.
+func (w *writer) loadGroup(key []byte, add *addition) (g groupValue, ok bool, err error) {
+	if v := w.groups.Get(key); v != nil {
+		g, err = decodeGroup(v)
+		return g, true, err
+	}
+	if w.frugal || !w.bounds.admits(w.tx, key, add.proven) {
+		return g, false, nil
+	}
+	id, err := w.groups.NextSequence()
+	if err != nil {
+		return g, false, err
+	}
+	return groupValue{id: id, policy: add.policy}, true, countGroup(w.tx, key, 1)
+}
+
+func (w *writer) writeRows(g *groupValue, add map[[hashLen]byte]*rowAddition) error {
 	hashes := slices.SortedFunc(maps.Keys(add), func(a, b [hashLen]byte) int { return bytes.Compare(a[:], b[:]) })
 	for _, h := range hashes {
+		row := add[h]
 		key := rowKey(g.id, h[:])
-		count := add[h].count
-		old := rows.Get(key)
-		if len(old) >= 8 {
+		count := row.count
+		size := 8 + len(row.data)
+		if old := w.rows.Get(key); len(old) >= 8 {
 			count += binary.BigEndian.Uint64(old)
-		} else if g.rows >= MaxGroupRows {
-			cut++
+		} else if w.frugal || !w.bounds.fits(g, &w.usage, size, row.proven) {
+			w.cut.details += row.count
 			continue
 		} else {
 			g.rows++
+			g.bytes += uint64(size)
+			w.usage.add(1, size)
 		}
-		g.listed += add[h].count
-		value := binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(add[h].data)), count)
-		if err := rows.Put(key, append(value, add[h].data...)); err != nil {
-			return 0, err
+		g.listed += row.count
+		value := binary.BigEndian.AppendUint64(make([]byte, 0, size), count)
+		if err := w.rows.Put(key, append(value, row.data...)); err != nil {
+			return err
 		}
 	}
-	return cut, nil
+	return nil
 }
 
 // groupValue is the value of a key in the groups bucket.
 type groupValue struct {
-	id                                    uint64
-	total, rows, listed, required, failed uint64
-	policy                                []byte
+	id                                           uint64
+	total, rows, bytes, listed, required, failed uint64
+	policy                                       []byte
 }
 
-const groupHeader = 6 * 8
-
-// loadGroup returns the group at key, or a new one.
-func loadGroup(groups *bolt.Bucket, key, policy []byte) (groupValue, error) {
-	if v := groups.Get(key); v != nil {
-		return decodeGroup(v)
-	}
-	id, err := groups.NextSequence()
-	return groupValue{id: id, policy: policy}, err
-}
+const groupHeader = 7 * 8
 
 func decodeGroup(v []byte) (groupValue, error) {
 	if len(v) < groupHeader {
@@ -241,14 +302,14 @@ func decodeGroup(v []byte) (groupValue, error) {
 	}
 	u := func(i int) uint64 { return binary.BigEndian.Uint64(v[8*i:]) }
 	return groupValue{
-		id: u(0), total: u(1), rows: u(2), listed: u(3), required: u(4), failed: u(5),
+		id: u(0), total: u(1), rows: u(2), bytes: u(3), listed: u(4), required: u(5), failed: u(6),
 		policy: v[groupHeader:],
 	}, nil
 }
 
 func (g *groupValue) encode() []byte {
 	v := make([]byte, 0, groupHeader+len(g.policy))
-	for _, n := range []uint64{g.id, g.total, g.rows, g.listed, g.required, g.failed} {
+	for _, n := range []uint64{g.id, g.total, g.rows, g.bytes, g.listed, g.required, g.failed} {
 		v = binary.BigEndian.AppendUint64(v, n)
 	}
 	return append(v, g.policy...)

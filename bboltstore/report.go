@@ -121,7 +121,11 @@ func takeGroups(tx *bolt.Tx, groups []ruapost.Group) (taken []ruapost.Group, err
 				continue
 			}
 			taken = append(taken, g)
-			if err := b.Delete(k); err != nil {
+			key := bytes.Clone(k)
+			if err := b.Delete(key); err != nil {
+				return nil, err
+			}
+			if err := countGroup(tx, key, -1); err != nil {
 				return nil, err
 			}
 			break
@@ -130,17 +134,47 @@ func takeGroups(tx *bolt.Tx, groups []ruapost.Group) (taken []ruapost.Group, err
 	return taken, nil
 }
 
-// Drop forgets the groups and their rows: nobody is to be told of them.
+// Drop forgets the groups and their rows: nobody is to be told of them. If it is
+// interrupted, the next Drop or Tidy deletes what is left.
 func (s *Store) Drop(ctx context.Context, groups []ruapost.Group) error {
-	var taken []ruapost.Group
-	err := s.update(ctx, func(tx *bolt.Tx) (err error) {
-		taken, err = takeGroups(tx, groups)
-		return err
+	err := s.update(ctx, func(tx *bolt.Tx) error {
+		taken, err := takeGroups(tx, groups)
+		if err != nil {
+			return err
+		}
+		for _, g := range taken {
+			if err := tx.Bucket(trashBucket).Put(rowKey(uint64(g.ID), nil), nil); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("bboltstore: drop: %w", err)
 	}
-	return s.DropRows(ctx, taken)
+	return s.emptyTrash(ctx)
+}
+
+// emptyTrash deletes the rows of dropped groups.
+func (s *Store) emptyTrash(ctx context.Context) error {
+	for more := true; more; {
+		err := s.update(ctx, func(tx *bolt.Tx) error {
+			trash := tx.Bucket(trashBucket)
+			id, _ := trash.Cursor().First()
+			if more = id != nil; !more {
+				return nil
+			}
+			id = bytes.Clone(id)
+			if rest, err := dropChunk(tx, id); rest || err != nil {
+				return err
+			}
+			return trash.Delete(id)
+		})
+		if err != nil {
+			return fmt.Errorf("bboltstore: drop rows: %w", err)
+		}
+	}
+	return nil
 }
 
 // Rows returns the rows of a sealed group. The file is not locked while the caller
@@ -194,22 +228,10 @@ func (s *Store) readRows(ctx context.Context, after []byte) (rows []ruapost.Row,
 // whose rows are gone, in part or as a whole.
 func (s *Store) DropRows(ctx context.Context, groups []ruapost.Group) error {
 	for _, g := range groups {
-		prefix := rowKey(uint64(g.ID), nil)
 		for more := true; more; {
-			err := s.update(ctx, func(tx *bolt.Tx) error {
-				more = false
-				c := tx.Bucket(rowsBucket).Cursor()
-				n := 0
-				for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = c.Seek(prefix) {
-					if n++; n > chunk {
-						more = true
-						return nil
-					}
-					if err := c.Delete(); err != nil {
-						return err
-					}
-				}
-				return nil
+			err := s.update(ctx, func(tx *bolt.Tx) (err error) {
+				more, err = dropChunk(tx, rowKey(uint64(g.ID), nil))
+				return err
 			})
 			if err != nil {
 				return fmt.Errorf("bboltstore: drop rows about %s: %w", g.Domain, err)
@@ -217,6 +239,29 @@ func (s *Store) DropRows(ctx context.Context, groups []ruapost.Group) error {
 		}
 	}
 	return nil
+}
+
+// dropChunk deletes at most chunk rows whose keys begin with prefix, and returns
+// whether there are more.
+func dropChunk(tx *bolt.Tx, prefix []byte) (more bool, err error) {
+	u, err := loadUsage(tx)
+	if err != nil {
+		return false, err
+	}
+	c := tx.Bucket(rowsBucket).Cursor()
+	n := 0
+	// From the beginning each time: a cursor's Next may pass over a key after Delete.
+	for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix) && n < chunk; k, v = c.Seek(prefix) {
+		u.remove(1, uint64(len(v)))
+		if err := c.Delete(); err != nil {
+			return false, err
+		}
+		n++
+	}
+	if n == 0 {
+		return false, nil
+	}
+	return n == chunk, u.store(tx)
 }
 
 // PutReport stores r in the place of what was stored under its ID.
@@ -239,18 +284,29 @@ func putReport(tx *bolt.Tx, r *ruapost.Report) error {
 // Reports returns all reports, oldest first.
 func (s *Store) Reports(ctx context.Context) ([]ruapost.Report, error) {
 	var reports []ruapost.Report
-	err := s.view(ctx, func(tx *bolt.Tx) error {
-		return tx.Bucket(reportsBucket).ForEach(func(_, v []byte) error {
-			var r ruapost.Report
-			if err := json.Unmarshal(v, &r); err != nil {
-				return err
+	var after []byte
+	for more := true; more; {
+		err := s.view(ctx, func(tx *bolt.Tx) error {
+			c := tx.Bucket(reportsBucket).Cursor()
+			more = false
+			n := 0
+			for k, v := seekAfter(c, after); k != nil; k, v = c.Next() {
+				if n++; n > chunk {
+					more = true
+					return nil
+				}
+				after = bytes.Clone(k)
+				var r ruapost.Report
+				if err := json.Unmarshal(v, &r); err != nil {
+					return err
+				}
+				reports = append(reports, r)
 			}
-			reports = append(reports, r)
 			return nil
 		})
-	})
-	if err != nil {
-		return nil, fmt.Errorf("bboltstore: read reports: %w", err)
+		if err != nil {
+			return nil, fmt.Errorf("bboltstore: read reports: %w", err)
+		}
 	}
 	slices.SortStableFunc(reports, func(a, b ruapost.Report) int { return a.Sealed.Compare(b.Sealed) })
 	return reports, nil

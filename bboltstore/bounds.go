@@ -1,0 +1,156 @@
+package bboltstore
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+
+	bolt "go.etcd.io/bbolt"
+	"golang.org/x/net/publicsuffix"
+)
+
+// Bounds of what the file holds. Half of most of them is for what a forger can make
+// at will: groups that were begun by a message that did not pass DMARC, and rows of
+// such messages and of TLS failures. The other half is kept for mail that is what it
+// claims to be, so that a flood of forgeries costs neither it nor its domains'
+// reports. In a group that is there, everything is counted.
+const (
+	// MaxWindowGroups is the number of groups, which is policy domains or a few
+	// more, of a window and kind.
+	MaxWindowGroups = 100_000
+	// MaxOrganizationGroups is the number of groups of a window and kind that the
+	// names below one public suffix may have: a wildcard record makes each name that
+	// somebody invents a policy domain with a report of its own.
+	MaxOrganizationGroups = 50
+	// MaxDomainGroups is the number of groups of a window, kind and domain: each is a
+	// report, and a domain could change its policy with every message.
+	MaxDomainGroups = 8
+	// MaxGroupRows and MaxGroupBytes are the number and size of a group's distinct
+	// rows. They bound the report mail, too: what a forger fills half of them with
+	// does not compress.
+	MaxGroupRows  = 50_000
+	MaxGroupBytes = 12 << 20
+	// MaxRows and MaxBytes are the number and size of all rows together.
+	MaxRows  = 4_000_000
+	MaxBytes = 2 << 30
+	// MaxRowBytes is the size of a row's JSON form.
+	MaxRowBytes = 4 << 10
+	// MaxPolicyBytes is the size of a policy's JSON form. A larger one is recorded
+	// without its text.
+	MaxPolicyBytes = 16 << 10
+	// MaxFileSize is the size up to which the file grows for records; what the
+	// reporter writes is not held to it. The other bounds keep it below that,
+	// whatever is recorded.
+	MaxFileSize = 4 << 30
+)
+
+// bounds are those that tests make smaller.
+type bounds struct {
+	windowGroups, organizationGroups, domainGroups, groupRows, groupBytes, rows, bytes uint64
+}
+
+var defaultBounds = bounds{
+	MaxWindowGroups, MaxOrganizationGroups, MaxDomainGroups,
+	MaxGroupRows, MaxGroupBytes, MaxRows, MaxBytes,
+}
+
+// usage is what all rows take up.
+type usage struct {
+	rows, bytes uint64
+}
+
+func (u *usage) add(rows, bytes int) {
+	u.rows += uint64(rows)
+	u.bytes += uint64(bytes)
+}
+
+func (u *usage) remove(rows, bytes uint64) {
+	u.rows -= min(rows, u.rows)
+	u.bytes -= min(bytes, u.bytes)
+}
+
+func loadUsage(tx *bolt.Tx) (u usage, err error) {
+	v := tx.Bucket(metaBucket).Get(usageKey)
+	switch len(v) {
+	case 0:
+		return u, nil
+	case 16:
+		return usage{binary.BigEndian.Uint64(v), binary.BigEndian.Uint64(v[8:])}, nil
+	}
+	return u, fmt.Errorf("usage of %d bytes", len(v))
+}
+
+func (u *usage) store(tx *bolt.Tx) error {
+	v := binary.BigEndian.AppendUint64(make([]byte, 0, 16), u.rows)
+	return tx.Bucket(metaBucket).Put(usageKey, binary.BigEndian.AppendUint64(v, u.bytes))
+}
+
+// share is how much of a bound is for what is proven, or not.
+func share(bound uint64, proven bool) uint64 {
+	if proven {
+		return bound
+	}
+	return bound / 2
+}
+
+// fits says whether a new row of that size may be added.
+func (b *bounds) fits(g *groupValue, u *usage, size int, proven bool) bool {
+	n := uint64(size)
+	return g.rows < share(b.groupRows, proven) && g.bytes+n <= share(b.groupBytes, proven) &&
+		u.rows < share(b.rows, proven) && u.bytes+n <= share(b.bytes, proven)
+}
+
+// admits says whether a new group may begin at key.
+func (b *bounds) admits(tx *bolt.Tx, key []byte, proven bool) bool {
+	windows := tx.Bucket(windowsBucket)
+	return counter(windows, windowKey(key)) < share(b.windowGroups, proven) &&
+		counter(windows, organizationKey(key)) < b.organizationGroups &&
+		b.domainHasRoom(tx.Bucket(groupsBucket), key)
+}
+
+func (b *bounds) domainHasRoom(groups *bolt.Bucket, key []byte) bool {
+	prefix := key[:len(key)-hashLen]
+	n := uint64(0)
+	c := groups.Cursor()
+	for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix) && n < b.domainGroups; k, _ = c.Next() {
+		n++
+	}
+	return n < b.domainGroups
+}
+
+// The keys of the counters in the windows bucket that a group counts in.
+func windowKey(groupKey []byte) []byte { return groupKey[:groupKeyHeader] }
+
+// The public suffix list is good enough for a bound, and needs no DNS.
+func organizationKey(groupKey []byte) []byte {
+	domain := string(groupKey[groupKeyHeader : len(groupKey)-hashLen-1])
+	if org, err := publicsuffix.EffectiveTLDPlusOne(domain); err == nil {
+		domain = org
+	}
+	return append(bytes.Clone(windowKey(groupKey)), domain...)
+}
+
+// countGroup changes the counters for a group that begins (1) or is taken (-1).
+func countGroup(tx *bolt.Tx, groupKey []byte, change int) error {
+	windows := tx.Bucket(windowsBucket)
+	for _, key := range [][]byte{windowKey(groupKey), organizationKey(groupKey)} {
+		n := counter(windows, key)
+		if change < 0 && n <= 1 {
+			if err := windows.Delete(key); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := windows.Put(key, binary.BigEndian.AppendUint64(nil, n+uint64(change))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func counter(windows *bolt.Bucket, key []byte) uint64 {
+	if v := windows.Get(key); len(v) == 8 {
+		return binary.BigEndian.Uint64(v)
+	}
+	return 0
+}

@@ -1,0 +1,228 @@
+package bboltstore
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// When Tidy compacts. bbolt writes the whole list of free pages at every commit and
+// reads it at every open, and never makes the file smaller.
+const (
+	// tidyPages is the number of free pages that is worth nothing to begin with: a
+	// list of that many costs less than the commit.
+	tidyPages = 5_000
+	// compactChunk is how much is copied in one transaction.
+	compactChunk = 1 << 20
+)
+
+// Stats says what the file holds.
+type Stats struct {
+	Schema uint64 `json:"schema"`
+	// FileBytes is the size of the file, FreeBytes what of it is free.
+	FileBytes int64 `json:"file_bytes"`
+	FreeBytes int64 `json:"free_bytes"`
+	// Groups are those that are being recorded or due, Rows and RowBytes all rows.
+	Groups   int    `json:"groups"`
+	Rows     uint64 `json:"rows"`
+	RowBytes uint64 `json:"row_bytes"`
+	Reports  int    `json:"reports"`
+}
+
+// withFile opens the file for fn alone, for as long as fn takes.
+func (s *Store) withFile(ctx context.Context, fn func(*handle) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	h, err := open(s.path)
+	if err != nil {
+		return err
+	}
+	err = safely(func() error { return fn(h) })
+	if isDamage(err) {
+		h.abandon()
+		return err
+	}
+	return errors.Join(err, h.Close())
+}
+
+// Stats counts what the file holds.
+func (s *Store) Stats(ctx context.Context) (st Stats, err error) {
+	err = s.withFile(ctx, func(h *handle) error {
+		return h.View(func(tx *bolt.Tx) error {
+			st, err = stats(h, tx)
+			return err
+		})
+	})
+	return st, err
+}
+
+func stats(h *handle, tx *bolt.Tx) (st Stats, err error) {
+	info, err := h.file.Stat()
+	if err != nil {
+		return st, err
+	}
+	if st.Schema, err = readSchema(tx); err != nil {
+		return st, err
+	}
+	u, err := loadUsage(tx)
+	if err != nil {
+		return st, err
+	}
+	st.FileBytes, st.Rows, st.RowBytes = info.Size(), u.rows, u.bytes
+	st.FreeBytes = freeBytes(h.DB)
+	st.Groups = tx.Bucket(groupsBucket).Inspect().KeyN
+	st.Reports = tx.Bucket(reportsBucket).Inspect().KeyN
+	return st, nil
+}
+
+func freeBytes(db *bolt.DB) int64 {
+	return int64(db.Stats().FreePageN) * int64(db.Info().PageSize)
+}
+
+// Check looks for faults: those of the file's structure, which bbolt finds, and
+// counts that do not fit what is there. It returns nil if there are none.
+func (s *Store) Check(ctx context.Context) (faults []error, err error) {
+	err = s.withFile(ctx, func(h *handle) error {
+		return h.View(func(tx *bolt.Tx) error {
+			for err := range tx.Check() {
+				faults = append(faults, err)
+			}
+			if len(faults) == 0 {
+				faults = checkCounts(tx)
+			}
+			return nil
+		})
+	})
+	return faults, err
+}
+
+// checkCounts compares what is kept counted with what there is.
+func checkCounts(tx *bolt.Tx) (faults []error) {
+	type found struct{ rows, bytes, listed uint64 }
+	byGroup := map[uint64]found{}
+	var have usage
+	tx.Bucket(rowsBucket).ForEach(func(k, v []byte) error {
+		if len(k) != 8+hashLen || len(v) < 8 {
+			faults = append(faults, fmt.Errorf("row of %d and %d bytes", len(k), len(v)))
+			return nil
+		}
+		id := binary.BigEndian.Uint64(k)
+		f := byGroup[id]
+		f.rows++
+		f.bytes += uint64(len(v))
+		f.listed += binary.BigEndian.Uint64(v)
+		byGroup[id] = f
+		have.add(1, len(v))
+		return nil
+	})
+	if want, err := loadUsage(tx); err != nil || want != have {
+		faults = append(faults, fmt.Errorf("usage says %+v, there are %+v, %v", want, have, err))
+	}
+	windows := map[string]uint64{}
+	tx.Bucket(groupsBucket).ForEach(func(k, v []byte) error {
+		g, err := decodeGroup(v)
+		if err != nil || len(k) < groupKeyHeader+hashLen+1 {
+			faults = append(faults, fmt.Errorf("group %x: %w", k, err))
+			return nil
+		}
+		windows[string(windowKey(k))]++
+		windows[string(organizationKey(k))]++
+		if f := byGroup[g.id]; f != (found{g.rows, g.bytes, g.listed}) {
+			faults = append(faults, fmt.Errorf("group %d says %+v, there are %+v", g.id, found{g.rows, g.bytes, g.listed}, f))
+		}
+		return nil
+	})
+	tx.Bucket(windowsBucket).ForEach(func(k, v []byte) error {
+		if len(v) != 8 || windows[string(k)] != binary.BigEndian.Uint64(v) {
+			faults = append(faults, fmt.Errorf("window %x says %x groups, there are %d", k, v, windows[string(k)]))
+		}
+		delete(windows, string(k))
+		return nil
+	})
+	for k, n := range windows {
+		faults = append(faults, fmt.Errorf("window %x has %d groups that are not counted", k, n))
+	}
+	return faults
+}
+
+// Tidy finishes what was interrupted, and compacts the file if that is worth while: if
+// many of its pages are free, and most of all of them.
+func (s *Store) Tidy(ctx context.Context) error {
+	if err := s.emptyTrash(ctx); err != nil {
+		return err
+	}
+	return s.withFile(ctx, func(h *handle) error {
+		info, err := h.file.Stat()
+		if err != nil {
+			return err
+		}
+		free := freeBytes(h.DB)
+		if free < tidyPages*int64(h.Info().PageSize) || free < info.Size()/2 {
+			return nil
+		}
+		return s.compact(h, info.Size())
+	})
+}
+
+// Compact copies what the file holds into a new one without free pages.
+func (s *Store) Compact(ctx context.Context) error {
+	return s.withFile(ctx, func(h *handle) error {
+		info, err := h.file.Stat()
+		if err != nil {
+			return err
+		}
+		return s.compact(h, info.Size())
+	})
+}
+
+// compact puts a copy of the open file in its place. Who waits for the old one's
+// lock finds that the path names another (lockAndOpen).
+func (s *Store) compact(h *handle, before int64) error {
+	began := time.Now()
+	fresh := s.path + ".compact"
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("bboltstore: compact: %w", err)
+	}
+	defer os.Remove(fresh) // is gone when all went well
+	dst, err := bolt.Open(fresh, fileMode, options(os.OpenFile))
+	if err != nil {
+		return fmt.Errorf("bboltstore: compact: %w", err)
+	}
+	err = bolt.Compact(dst, h.DB, compactChunk)
+	if err := errors.Join(err, dst.Sync(), dst.Close(), os.Chmod(fresh, fileMode)); err != nil {
+		return fmt.Errorf("bboltstore: compact: %w", err)
+	}
+	after, err := os.Stat(fresh)
+	if err != nil {
+		return fmt.Errorf("bboltstore: compact: %w", err)
+	}
+	if err := keepOwner(h.file, fresh); err != nil {
+		return fmt.Errorf("bboltstore: compact: %w", err)
+	}
+	if err := errors.Join(os.Rename(fresh, s.path), syncDir(filepath.Dir(s.path))); err != nil {
+		return fmt.Errorf("bboltstore: compact: %w", err)
+	}
+	slog.Info("store: compacted", "file", s.path, "before", before, "after", after.Size(), "took", time.Since(began))
+	return nil
+}
+
+// keepOwner gives the file at path the owner of f: whoever compacts, root perhaps,
+// must not lock the daemons out.
+func keepOwner(f *os.File, path string) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	st := info.Sys().(*syscall.Stat_t)
+	return os.Chown(path, int(st.Uid), int(st.Gid))
+}
