@@ -29,7 +29,8 @@ const (
 //
 // What stands around the address of a mailbox is read leniently, as mail clients
 // do, since real mail has it wrong all the time: "@" in an unquoted display name,
-// for example, or commas. What decides about the address is not.
+// for example, commas, or closing brackets that nothing opened. What decides about
+// the address is not.
 func AuthorDomains(fields []string) ([]string, error) {
 	var domains []string
 	for _, field := range fields {
@@ -113,8 +114,8 @@ func (b *mailbox) add(tok token) error {
 		*b = mailbox{tokens: b.tokens[:0], angle: true, open: true}
 	case tok.kind == '>' && b.open:
 		b.open = false
-	case tok.kind == '<' || tok.kind == '>':
-		return fmt.Errorf("misplaced %q", tok.kind)
+	case tok.kind == '<' || tok.kind == '>' && b.angle:
+		return fmt.Errorf("misplaced %q", tok.text)
 	case b.angle && !b.open:
 		return errors.New(`text behind the address in "<>"`)
 	default:
@@ -209,9 +210,9 @@ func (l *lexer) next() (token, error) {
 		return l.delimited(quotedString, '"')
 	case '[':
 		return l.delimited(domainLiteral, ']')
-	case '<', '>', '@', ',', ';', ':', '.':
+	case '<', '>', ')', ']', '@', ',', ';', ':', '.':
 		return l.take(tokenKind(c), 1), nil
-	case ')', ']', 0: // NUL, as it ends the field for some readers
+	case 0: // it ends the field for some readers
 		return token{}, fmt.Errorf("misplaced %q", c)
 	}
 	end := strings.IndexAny(l.rest, "()<>[]:;@,.\" \t\r\n\x00")

@@ -41,6 +41,10 @@ func TestAuthorDomains(t *testing.T) {
 		{"quote escaped in a quoted string", `"x\" <a@b.com>" <c@d.com>`, []string{"d.com"}, ""},
 		{"comma in an unquoted display name", "Author, Ann <a@example.com>", []string{"example.com"}, ""},
 		{"dots and brackets in a display name", "Dr. A. [home] <a@example.com>", []string{"example.com"}, ""},
+		{"closing parenthesis in a display name", "Foo :) <a@b.example>", []string{"b.example"}, ""},
+		{"closing brackets in a display name", "Foo> ] <a@b.example>", []string{"b.example"}, ""},
+		{"comment closed twice before the address", "Foo (x)) <a@b.example>", []string{"b.example"}, ""},
+		{"closing parenthesis before a comma", "Foo :), Bar <a@b.example>", []string{"b.example"}, ""},
 		{"encoded word", "=?utf-8?Q?J=C3=B6rg_=3Ca=40b.com=3E?= <c@d.com>", []string{"d.com"}, ""},
 		{"encoded word with @ and blank, as some write it", "=?utf-8?Q?a@b.com?= =?utf-8?B?eA==?= <c@d.com>", []string{"d.com"}, ""},
 		{"UTF-8 display name", "Jörg <a@example.com>", []string{"example.com"}, ""},
@@ -65,13 +69,19 @@ func TestAuthorDomains(t *testing.T) {
 		{"unbalanced comment behind a domain", "a@example.net(.example.com", nil, "comment without an end"},
 		{"unbalanced comment inside", "((a) <b@example.com>", nil, "comment without an end"},
 		{"comment that ends with a backslash", `a@example.com (x\`, nil, "comment without an end"},
-		{"comment closed twice", "a@example.net).example.com", nil, "misplaced ')'"},
+		{"comment closed twice", "a@example.net).example.com", nil, `misplaced ")"`},
 		{"open quote", `"a <b@example.com>`, nil, `'"' without '"'`},
 		{"open quote after a backslash", `"a\" <b@example.com>`, nil, `'"' without '"'`},
 		{"open angle bracket", "A <a@example.com", nil, `"<" without ">"`},
-		{"angle bracket without a start", "a@example.com>", nil, "misplaced '>'"},
-		{"two angle brackets", "<a@b.com> <c@d.com>", nil, "misplaced '<'"},
-		{"nested angle brackets", "<<a@b.com>>", nil, "misplaced '<'"},
+		{"angle bracket without a start", "a@example.com>", nil, `misplaced ">"`},
+		{"closing parenthesis behind a domain", "a@b.com) , <c@d.com>", nil, `misplaced ")"`},
+		{"closing parenthesis in angle brackets", "<a@b.com)>", nil, `misplaced ")"`},
+		{"closing parenthesis behind angle brackets", "<a@b.com> )", nil, "text behind the address"},
+		{"angle bracket closed twice", "<a@b.com>>", nil, `misplaced ">"`},
+		{"angle bracket closed before a comma", "a@b.com>, <c@d.com>", nil, `misplaced ">"`},
+		{"bracket behind a literal", "a@[192.0.2.1]]", nil, `misplaced`},
+		{"two angle brackets", "<a@b.com> <c@d.com>", nil, `misplaced "<"`},
+		{"nested angle brackets", "<<a@b.com>>", nil, `misplaced "<"`},
 		{"text behind the address", "<a@b.com> c@d.com", nil, "text behind the address"},
 		{"list inside angle brackets", "<a@b.com,c@d.com>", nil, `misplaced ","`},
 		{"RFC 5322 4.4: source route", "<@b.com:a@d.com>", nil, `no local part before "@"`},
@@ -180,6 +190,14 @@ func FuzzAuthorDomains(f *testing.F) {
 			}
 			if slices.Contains(got[:i], domain) {
 				t.Fatalf("twice in %q", got)
+			}
+		}
+		// Nor does what stands before an address in angle brackets.
+		if len(one) < maxFromLength-20 {
+			named, namedErr := AuthorDomains([]string{"Foo) a@x> ] <" + one + ">"})
+			plain, plainErr := AuthorDomains([]string{"<" + one + ">"})
+			if !slices.Equal(named, plain) || (namedErr == nil) != (plainErr == nil) {
+				t.Fatalf("named %q, %v, else %q, %v", named, namedErr, plain, plainErr)
 			}
 		}
 		// How the field is folded makes no difference.

@@ -2,63 +2,82 @@ package inbound
 
 import (
 	"strings"
+	"unicode/utf8"
 
 	"ruapost"
 )
 
-const authResField = "Authentication-Results"
-
 // claimsToBe says whether an Authentication-Results field bears our authserv-id. One
-// whose authserv-id cannot be read is taken for a forgery too (RFC 8601 5).
+// whose authserv-id cannot be read is taken for a forgery too (RFC 8601 5): others
+// may read it in ways that we do not.
 //
 // go-msgauth's authres.Parse is not used: it splits at semicolons inside comments
 // and quoted strings, so that a forger could hide from it.
 func claimsToBe(value, authservID string) bool {
 	id, ok := parseAuthservID(value)
-	return !ok || sameID(id, authservID)
-}
-
-func sameID(a, b string) bool {
-	if strings.EqualFold(a, b) {
+	if !ok || strings.EqualFold(id, authservID) {
 		return true
 	}
-	da, err1 := ruapost.ParseDomain(a)
-	db, err2 := ruapost.ParseDomain(b)
-	return err1 == nil && err2 == nil && da == db
+	theirs, err := ruapost.ParseDomain(id)
+	if err != nil {
+		return !isASCII(id) // an internationalized name that is none
+	}
+	ours, err := ruapost.ParseDomain(authservID)
+	return err == nil && theirs == ours
 }
 
 // parseAuthservID returns the authserv-id: the first token or quoted string behind
-// comments and blanks (RFC 8601 2.2).
+// comments and blanks (RFC 8601 2.2). What follows is not looked at, but must not be
+// more of the same word.
 func parseAuthservID(value string) (id string, ok bool) {
 	rest, ok := skipCFWS(value)
-	if !ok || rest == "" {
+	if !ok {
 		return "", false
 	}
-	if rest[0] == '"' {
-		return unquote(rest[1:])
+	if strings.HasPrefix(rest, `"`) {
+		id, rest, ok = unquote(rest[1:])
+	} else {
+		end := strings.IndexFunc(rest, func(r rune) bool { return !isToken(r) })
+		if end < 0 {
+			end = len(rest)
+		}
+		id, rest = rest[:end], rest[end:]
 	}
-	end := strings.IndexAny(rest, " \t\r\n;(\"")
-	if end < 0 {
-		end = len(rest)
-	}
-	return rest[:end], end > 0
+	glued := strings.IndexFunc(rest, func(r rune) bool { return r == '"' || isToken(r) }) == 0
+	return id, ok && id != "" && !glued
 }
 
-func unquote(s string) (text string, ok bool) {
+// isToken says whether r may stand in a token (RFC 2045 5.1, RFC 6532 3.2).
+func isToken(r rune) bool {
+	return r > ' ' && r != 0x7f && !strings.ContainsRune(`()<>@,;:\"/[]?=`, r)
+}
+
+func isASCII(s string) bool {
+	return strings.IndexFunc(s, func(r rune) bool { return r >= utf8.RuneSelf }) < 0
+}
+
+// isBlank says whether readers may take an octet for white space: all control
+// characters are.
+func isBlank(c byte) bool { return c <= ' ' || c == 0x7f }
+
+// unquote returns the text of a quoted string without the blanks in it, which a fold
+// may have put there, and what follows it.
+func unquote(s string) (text, rest string, ok bool) {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
-		switch s[i] {
-		case '"':
-			return b.String(), true
-		case '\\':
-			i++
-			if i == len(s) {
-				return "", false
+		switch {
+		case s[i] == '"':
+			return b.String(), s[i+1:], true
+		case s[i] == '\\':
+			if i++; i == len(s) {
+				return "", "", false
 			}
 		}
-		b.WriteByte(s[i])
+		if !isBlank(s[i]) {
+			b.WriteByte(s[i])
+		}
 	}
-	return "", false
+	return "", "", false
 }
 
 // skipCFWS returns s without leading blanks and comments, false if a comment does
@@ -73,7 +92,7 @@ func skipCFWS(s string) (rest string, ok bool) {
 			depth--
 		case c == '\\' && depth > 0:
 			i++
-		case depth == 0 && !strings.ContainsRune(" \t\r\n", rune(c)):
+		case depth == 0 && !isBlank(c):
 			return s[i:], true
 		}
 	}
@@ -130,13 +149,7 @@ func (j *judgement) dmarcResult() string {
 
 // value returns s as a token if it is one, else as a quoted string (RFC 2045 5.1).
 func value(s string) string {
-	token := s != ""
-	for _, r := range s {
-		if r <= ' ' || r >= 0x7f || strings.ContainsRune(`()<>@,;:\"/[]?=`, r) {
-			token = false
-		}
-	}
-	if token {
+	if s != "" && isASCII(s) && strings.IndexFunc(s, func(r rune) bool { return !isToken(r) }) < 0 {
 		return s
 	}
 	var b strings.Builder

@@ -3,15 +3,22 @@ package inbound
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/emersion/go-msgauth/dkim"
 
 	"ruapost"
+)
+
+// lineEnds and whitespace are the octets that canonicalization counts as such in a
+// body (RFC 6376 3.4).
+const (
+	lineEnds   = "\r\n"
+	whitespace = " \t\r\n"
 )
 
 // signature is what we need to know of a DKIM-Signature field; go-msgauth tells
@@ -22,184 +29,270 @@ type signature struct {
 	selector  string
 	algorithm string
 	b         string // the beginning of the signature, for header.b (RFC 6008)
-	result    ruapost.AuthResult
-	reason    string
+	names     int    // of header fields in h=
+	limited   bool   // l= says how much of the body is signed
+	// result is empty as long as it is not known.
+	result ruapost.AuthResult
+	reason string
 }
+
+func (s *signature) keyName() string { return s.selector + "._domainkey." + s.domain }
 
 // dkimCheck verifies the signatures of one message while its body arrives.
 type dkimCheck struct {
 	signatures []signature
+	keys       map[string]*keyRecord // by name
 	pipe       *io.PipeWriter
+	verifier   *io.PipeReader
 	done       chan struct{} // closed when results and err are there
 	results    []*dkim.Verification
 	err        error
 
-	held         []byte // line ends that nothing has followed yet
-	tooManyBlank bool   // a run of blank lines was longer than MaxBlankLines
+	// refused is why the message's signatures are not verified; such a check takes
+	// no more of the body.
+	refused string
+	blank   int    // length of the run of whitespace that the body so far ends in
+	held    []byte // line ends at the end of that run, not written yet
+	loneCR  bool   // among those is a CR without LF
+	lastCR  bool   // their last is a CR
 }
 
-func isSignature(f field) bool { return strings.EqualFold(f.name, "DKIM-Signature") }
+func newDKIMCheck(signatures []signature) *dkimCheck {
+	c := &dkimCheck{signatures: signatures, done: make(chan struct{})}
+	c.verifier, c.pipe = io.Pipe()
+	return c
+}
 
 // startDKIM begins to verify the message's signatures. It returns nil if there
 // are none that could be reported on.
+//
+// The number of verifications at a time is not bounded in the process: what one
+// message can cost is, and Postfix's number of connections bounds the messages.
 func (m *message) startDKIM(author string) *dkimCheck {
-	c := &dkimCheck{done: make(chan struct{})}
-	for i, f := range m.header {
-		if !isSignature(f) {
-			continue
-		}
-		// A signature without a domain or selector that could stand in a report
-		// cannot be verified either.
-		if sig, ok := parseSignature(f.value); ok {
-			sig.index = i
-			c.signatures = append(c.signatures, sig)
-		}
-	}
-	if len(c.signatures) > MaxSignatures {
-		limits.WithLabelValues("signatures").Inc()
-		c.signatures = chooseSignatures(c.signatures, author)
-	}
-	if len(c.signatures) == 0 {
+	signatures := m.signatures(author)
+	if len(signatures) == 0 {
 		return nil
 	}
-	keep := map[int]bool{}
-	for _, sig := range c.signatures {
-		keep[sig.index] = true
+	c := newDKIMCheck(signatures)
+	if len(m.header) > MaxFields || m.folds > MaxFolds {
+		c.refuse("fields", "too many header fields or folds")
+		return c
 	}
-
-	r, w := io.Pipe()
-	c.pipe = w
-	ctx, cancel := context.WithTimeout(m.ctx, Budget)
-	keys := m.prefetchKeys(ctx, c.signatures)
+	verify := map[int]bool{}
+	for i := range c.signatures {
+		sig := &c.signatures[i]
+		if sig.names > MaxSignedFields {
+			limits.WithLabelValues("signed_fields").Inc()
+			sig.result, sig.reason = ruapost.AuthPolicy, "too many names in h="
+			continue
+		}
+		verify[sig.index] = true
+	}
+	ctx, cancel := context.WithTimeout(m.ctx, Budget/2)
+	c.keys = m.fetchKeys(ctx, c.signatures)
 	go func() {
 		defer cancel()
-		defer close(c.done)
-		defer r.Close() // a writer must not wait for a reader that has left
-		defer func() {
-			if p := recover(); p != nil {
-				panics.Inc()
-				c.err = io.ErrUnexpectedEOF
-			}
-		}()
-		c.results, c.err = dkim.VerifyWithOptions(r, &dkim.VerifyOptions{LookupTXT: keys})
+		c.verify()
 	}()
-	if err := m.writeHeader(w, keep); err != nil {
-		w.Close()
+	if err := m.writeHeader(c.pipe, verify); err != nil {
+		c.pipe.Close()
 	}
 	return c
 }
 
-// prefetchKeys asks for all keys at once and returns the function by which
-// go-msgauth gets the answers one by one.
-func (m *message) prefetchKeys(ctx context.Context, sigs []signature) func(string) ([]string, error) {
-	type answer struct {
-		txts []string
-		err  error
-	}
-	var once []func() answer
-	byName := map[string]int{}
-	for _, sig := range sigs {
-		name := sig.selector + "._domainkey." + sig.domain
-		if _, ok := byName[name]; ok {
-			continue
-		}
-		byName[name] = len(once)
-		get := sync.OnceValue(func() answer {
-			txts, err := m.lookupKey(ctx, name)
-			return answer{txts, err}
-		})
-		once = append(once, get)
-		go get()
-	}
-	return func(domain string) ([]string, error) {
-		name, err := ruapost.ParseDomain(domain)
-		i, ok := byName[name]
-		if err != nil || !ok {
-			return nil, &net.DNSError{Err: "no such name", Name: ruapost.Clean(domain, 64), IsNotFound: true}
-		}
-		a := once[i]()
-		return a.txts, a.err
-	}
+// verify hands to go-msgauth what is written to the pipe.
+func (c *dkimCheck) verify() {
+	defer close(c.done)
+	defer c.verifier.Close() // a writer must not wait for a reader that has left
+	defer caught(func() { c.err = errors.New("fault in the verifier") })
+	c.results, c.err = dkim.VerifyWithOptions(c.verifier, &dkim.VerifyOptions{LookupTXT: c.lookup})
 }
 
-// lookupKey returns the key records at name. Its errors are what go-msgauth takes
-// for temporary only if they are net.Errors themselves, which the resolver's are.
-func (m *message) lookupKey(ctx context.Context, name string) ([]string, error) {
-	txts, _, err := m.service.Resolver.LookupTXT(ctx, name)
-	if err != nil {
-		return nil, err
+// signatures returns the signatures that are to be verified. One without a domain
+// or selector that could stand in a report cannot be verified either.
+func (m *message) signatures(author string) []signature {
+	var sigs []signature
+	for i, f := range m.header {
+		if !f.is(signatureField) {
+			continue
+		}
+		if sig, ok := parseSignature(f.value); ok {
+			sig.index = i
+			sigs = append(sigs, sig)
+		}
 	}
-	for _, txt := range txts {
+	if len(sigs) > MaxSignatures {
+		limits.WithLabelValues("signatures").Inc()
+		return chooseSignatures(sigs, author)
+	}
+	return sigs
+}
+
+// keyRecord is a key record (RFC 6376 3.6.1) or why there is none.
+type keyRecord struct {
+	done   chan struct{} // closed when the rest is there
+	txts   []string
+	strict bool // flag s: not for identities in subdomains
+	err    error
+}
+
+// fetchKeys asks for all keys at once.
+func (m *message) fetchKeys(ctx context.Context, sigs []signature) map[string]*keyRecord {
+	keys := map[string]*keyRecord{}
+	for _, sig := range sigs {
+		name := sig.keyName()
+		if keys[name] != nil || sig.result != "" {
+			continue
+		}
+		k := &keyRecord{done: make(chan struct{})}
+		keys[name] = k
+		go k.fetch(ctx, m.service.Resolver, name)
+	}
+	return keys
+}
+
+// fetch asks for the record. go-msgauth takes an error for temporary only if it is
+// a net.Error itself, as the resolver's are.
+func (k *keyRecord) fetch(ctx context.Context, r Resolver, name string) {
+	defer close(k.done)
+	defer caught(func() { k.err = &net.DNSError{Err: "fault in the resolver", Name: name, IsTemporary: true} })
+	k.txts, _, k.err = r.LookupTXT(ctx, name)
+	for _, txt := range k.txts {
 		if len(txt) > MaxKeyRecord {
 			// A key of hundreds of kilobits would take seconds per signature.
 			limits.WithLabelValues("key_record").Inc()
-			return nil, &net.DNSError{Err: "key record too large", Name: name}
+			k.txts, k.err = nil, &net.DNSError{Err: "key record too large", Name: name}
+			return
 		}
+		flags := strings.Split(parseTags(txt)["t"], ":")
+		k.strict = k.strict || slices.Contains(flags, "s")
 	}
-	return txts, nil
+}
+
+// lookup is how go-msgauth gets the keys.
+func (c *dkimCheck) lookup(domain string) ([]string, error) {
+	name, err := ruapost.ParseDomain(domain)
+	k := c.keys[name]
+	if err != nil || k == nil {
+		return nil, &net.DNSError{Err: "no such name", Name: ruapost.Clean(domain, 64), IsNotFound: true}
+	}
+	<-k.done
+	return k.txts, k.err
 }
 
 // write takes the next part of the body. Line ends are held back until something
 // follows them: at the end of a body neither canonicalization counts them
 // (RFC 6376 3.4.3), and go-msgauth copies a pending run again at every write.
 func (c *dkimCheck) write(chunk []byte) {
-	if c.tooManyBlank {
-		return
-	}
-	body := bytes.TrimRight(chunk, "\r\n")
+	body := bytes.TrimRight(chunk, lineEnds)
 	if len(body) > 0 {
-		first := bytes.TrimLeft(body, "\r\n")
-		c.hold(body[:len(body)-len(first)])
-		if len(c.held) > MaxBlankLines {
-			c.tooManyBlank = true
-			limits.WithLabelValues("blank_lines").Inc()
+		text := bytes.TrimLeft(body, whitespace)
+		c.blank += len(body) - len(text)
+		c.release()
+		if c.refused != "" {
 			return
 		}
-		c.pipe.Write(c.held) // an error means that the verifier has seen enough
-		c.pipe.Write(first)
-		c.held = c.held[:0]
+		c.pipe.Write(body) // an error means that the verifier has seen enough
+		if len(text) > 0 {
+			c.blank = len(text) - len(bytes.TrimRight(text, whitespace))
+		}
 	}
 	c.hold(chunk[len(body):])
 }
 
-// hold keeps line ends, one byte more than are allowed at the most.
+// hold keeps line ends. What is beyond MaxBlankLines will never be written.
 func (c *dkimCheck) hold(ends []byte) {
-	c.held = append(c.held, ends[:min(len(ends), MaxBlankLines+1-len(c.held))]...)
+	for _, end := range ends {
+		c.loneCR = c.loneCR || c.lastCR && end != '\n'
+		c.lastCR = end == '\r'
+	}
+	c.blank += len(ends)
+	c.held = append(c.held, ends[:min(len(ends), MaxBlankLines-len(c.held))]...)
+}
+
+// release writes what is held, unless the run of whitespace it belongs to is too
+// long.
+func (c *dkimCheck) release() {
+	if c.refused != "" {
+		return
+	}
+	if c.blank > MaxBlankLines {
+		c.refuse("blank_lines", "too many blank lines in the body")
+		return
+	}
+	c.pipe.Write(c.held)
+	c.held, c.loneCR, c.lastCR = c.held[:0], false, false
+}
+
+// refuse ends the verification of all signatures. The pipe is closed as if the
+// message were complete: an error would leave go-msgauth's goroutines waiting for
+// ever.
+func (c *dkimCheck) refuse(limit, reason string) {
+	limits.WithLabelValues(limit).Inc()
+	c.refused = reason
+	c.pipe.Close()
 }
 
 // finish returns the signatures with their results. What is not known when ctx ends
 // is a temporary error.
 func (c *dkimCheck) finish(ctx context.Context) []signature {
-	if bytes.Contains(bytes.ReplaceAll(c.held, []byte("\r\n"), nil), []byte("\r")) {
-		c.pipe.Write(c.held) // a lone CR is no line end
+	if c.loneCR || c.lastCR { // which is no line end
+		c.release()
+	}
+	if c.refused != "" {
+		return c.rest(ruapost.AuthPolicy, c.refused)
 	}
 	c.pipe.Close()
 	select {
 	case <-c.done:
 	case <-ctx.Done():
 		limits.WithLabelValues("budget").Inc()
-		return c.all(ruapost.AuthTemperror, "")
+		return c.rest(ruapost.AuthTemperror, "")
 	}
-	switch {
-	case c.tooManyBlank:
-		return c.all(ruapost.AuthPolicy, "too many blank lines in the body")
-	case len(c.results) != len(c.signatures):
-		// go-msgauth gave up on the message as a whole: nothing was found out.
-		return c.all(ruapost.AuthNeutral, "could not be processed")
+	return c.conclude()
+}
+
+// conclude gives each signature that was verified its result.
+func (c *dkimCheck) conclude() []signature {
+	var verified []*signature
+	for i := range c.signatures {
+		if c.signatures[i].result == "" {
+			verified = append(verified, &c.signatures[i])
+		}
 	}
-	for i, v := range c.results {
-		c.signatures[i].result = resultOf(v.Err)
+	// With an error nothing is known of any signature: go-msgauth says "valid" of
+	// the one that it met the error at.
+	if c.err != nil || len(c.results) != len(verified) {
+		return c.rest(ruapost.AuthNeutral, "could not be processed")
+	}
+	for i, sig := range verified {
+		sig.result, sig.reason = c.outcome(sig, c.results[i])
 	}
 	return c.signatures
 }
 
-func (c *dkimCheck) all(result ruapost.AuthResult, reason string) []signature {
-	sigs := make([]signature, len(c.signatures))
-	copy(sigs, c.signatures)
-	for i := range sigs {
-		sigs[i].result, sigs[i].reason = result, reason
+// outcome is go-msgauth's verdict and what it does not look at.
+func (c *dkimCheck) outcome(sig *signature, v *dkim.Verification) (ruapost.AuthResult, string) {
+	result := resultOf(v.Err)
+	switch {
+	case result == ruapost.AuthFail && sig.limited:
+		// It refuses such signatures without looking at them (RFC 6376 8.2).
+		return ruapost.AuthPolicy, "body length limit (l=) is not accepted"
+	case result == ruapost.AuthPass && c.keys[sig.keyName()].strict &&
+		!strings.EqualFold(v.Identifier[strings.LastIndexByte(v.Identifier, '@')+1:], v.Domain):
+		return ruapost.AuthPermerror, "the key is not for subdomains (t=s)" // RFC 6376 3.6.1
 	}
-	return sigs
+	return result, ""
+}
+
+// rest gives all signatures that have no result yet this one.
+func (c *dkimCheck) rest(result ruapost.AuthResult, reason string) []signature {
+	for i := range c.signatures {
+		if sig := &c.signatures[i]; sig.result == "" {
+			sig.result, sig.reason = result, reason
+		}
+	}
+	return c.signatures
 }
 
 // resultOf names go-msgauth's verdict as RFC 8601 2.7.1 does.
@@ -215,8 +308,8 @@ func resultOf(err error) ruapost.AuthResult {
 	return ruapost.AuthFail
 }
 
-// abandon ends the verification. The pipe is closed as if the message were
-// complete: an error would leave go-msgauth's goroutines waiting for ever.
+// abandon ends the verification of a message that has come to its end or never
+// will.
 func (c *dkimCheck) abandon() { c.pipe.Close() }
 
 // chooseSignatures returns MaxSignatures of sigs in their order, those that could
@@ -242,17 +335,11 @@ func chooseSignatures(sigs []signature, author string) []signature {
 	return chosen
 }
 
-// parseSignature reads the tags that reports and Authentication-Results name. It
-// returns false if domain or selector are no domain names.
+// parseSignature reads the tags that reports and Authentication-Results name and
+// those that go-msgauth leaves to us. It returns false if domain or selector are no
+// domain names.
 func parseSignature(value string) (sig signature, ok bool) {
-	tags := map[string]string{}
-	for spec := range strings.SplitSeq(value, ";") {
-		name, v, _ := strings.Cut(spec, "=")
-		name = strings.TrimSpace(name)
-		if _, seen := tags[name]; !seen {
-			tags[name] = strings.Join(strings.Fields(v), "")
-		}
-	}
+	tags := parseTags(value)
 	domain, err := ruapost.ParseDomain(tags["d"])
 	if err != nil {
 		return sig, false
@@ -262,12 +349,27 @@ func parseSignature(value string) (sig signature, ok bool) {
 	if err != nil {
 		return sig, false
 	}
+	_, limited := tags["l"]
 	return signature{
 		domain:    domain,
 		selector:  strings.TrimSuffix(selector, "._domainkey"),
 		algorithm: ruapost.Clean(tags["a"], 32),
 		b:         ruapost.Clean(tags["b"], 8),
-		// Until it is known.
-		result: ruapost.AuthTemperror,
+		names:     strings.Count(tags["h"], ":") + 1,
+		limited:   limited,
 	}, true
+}
+
+// parseTags reads a tag list (RFC 6376 3.2), without the blanks in its values. Of
+// tags that are there twice, which go-msgauth refuses, it has the first.
+func parseTags(list string) map[string]string {
+	tags := map[string]string{}
+	for spec := range strings.SplitSeq(list, ";") {
+		name, value, _ := strings.Cut(spec, "=")
+		name = strings.TrimSpace(name)
+		if _, seen := tags[name]; !seen {
+			tags[name] = strings.Join(strings.Fields(value), "")
+		}
+	}
+	return tags
 }

@@ -3,7 +3,7 @@
 // adds an Authentication-Results field and records the result.
 //
 // Nothing that happens here may cost mail: whatever goes wrong inside, the answer
-// to Postfix is Continue. The answer waits for DNS at most Budget and for the
+// to Postfix is Continue. A message waits for DNS at most Budget and for the
 // record at most Config.RecordTimeout.
 package inbound
 
@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 
@@ -27,19 +28,35 @@ import (
 
 // Bounds of a connection and a message.
 const (
-	// Budget is how long the answer at the end of a message may wait for DNS. What
-	// is not known then counts as a temporary error. Postfix itself waits 300 s
+	// Budget is how long a message may wait for DNS in all: half of it while its body
+	// arrives, for DKIM keys, and half at its end, for everything else. It does not
+	// begin at the header, because a body may take minutes by itself. What is not
+	// known then counts as a temporary error. Postfix itself waits 300 s
 	// (milter_content_timeout).
 	Budget = 20 * time.Second
 	// MaxHeader is the size in bytes of a message's header. A message with a larger
 	// one is passed on unjudged.
 	MaxHeader = 1 << 20
+	// MaxFields and MaxFolds are the numbers of a message's header fields and of
+	// their lines beyond the first. Signatures of a message with more get the result
+	// "policy": go-msgauth goes over all fields for each name in a signature's h=, and
+	// copies a field at each of its folds.
+	MaxFields = 2000
+	MaxFolds  = 5000
+	// MaxForged is the number of Authentication-Results fields that are removed, the
+	// topmost ones. Removing takes Postfix time that grows with the square of the
+	// number, and thousands make its cleanup(8) crash.
+	MaxForged = 200
 	// MaxSignatures is the number of DKIM signatures of a message that are
 	// verified.
 	MaxSignatures = 10
-	// MaxBlankLines is the size in bytes of a run of blank lines inside a body.
-	// Signatures of a message with a longer one get the result "policy": hashing
-	// it costs time that grows with the square of its length.
+	// MaxSignedFields is the number of names in a signature's h=. One with more gets
+	// the result "policy".
+	MaxSignedFields = 200
+	// MaxBlankLines is the size in bytes of a run of blank lines, or of any
+	// whitespace, inside a body. Signatures of a message with a longer one get the
+	// result "policy": hashing it costs time that grows with the square of its length,
+	// and memory that is many times as large.
 	MaxBlankLines = 64 << 10
 	// MaxKeyRecord is the size in bytes of a DKIM key record. A larger one cannot
 	// hold a key of 8192 bits or less.
@@ -71,6 +88,9 @@ type Config struct {
 	// TrustedNetworks are the clients whose mail is their own affair: they are not
 	// judged, and no reports are made about them.
 	TrustedNetworks []netip.Prefix
+	// ReportAddress is where our own reports come from. Mail to it alone causes no
+	// report. Empty if there is none.
+	ReportAddress string
 	// RecordTimeout is how long the answer at the end of a message waits for the
 	// evaluation to be on disk.
 	RecordTimeout time.Duration
@@ -102,8 +122,9 @@ func (s *Service) ServeConn(ctx context.Context, conn net.Conn) {
 	sessionCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 
-	c := &milterConn{Conn: conn, r: bufio.NewReaderSize(conn, readBuffer), gone: make(chan struct{})}
 	session := &session{service: s, ctx: sessionCtx}
+	c := &milterConn{Conn: conn, r: bufio.NewReaderSize(conn, readBuffer), gone: make(chan struct{})}
+	c.over = func() bool { return ctx.Err() != nil && session.idle() }
 	server := &milter.Server{
 		// Always the same object: go-milter asks for a new one after every answer
 		// other than Continue, and would forget the client's address with the old
@@ -118,6 +139,7 @@ func (s *Service) ServeConn(ctx context.Context, conn net.Conn) {
 			milter.OptHeaderLeadingSpace,
 	}
 	stop := context.AfterFunc(ctx, func() {
+		// Otherwise c ends when the message does.
 		if session.idle() {
 			conn.Close() // go-milter then ends the session and closes c
 		}
@@ -146,23 +168,27 @@ func (l *oneConn) Accept() (net.Conn, error) {
 func (l *oneConn) Close() error   { return nil }
 func (l *oneConn) Addr() net.Addr { return nil }
 
-// milterConn adds timeouts and a buffer to a connection. It is closed by go-milter
-// alone, when it is done with the session.
+// milterConn adds timeouts, a buffer and an end to a connection. It is closed by
+// go-milter alone, when it is done with the session.
 type milterConn struct {
 	net.Conn
 	r    *bufio.Reader
 	once sync.Once
 	gone chan struct{} // closed with the connection
+	over func() bool   // nothing more is to be read
 }
 
 func (c *milterConn) Read(p []byte) (int, error) {
 	if c.r.Buffered() == 0 {
+		if c.over() {
+			return 0, io.EOF
+		}
 		c.SetReadDeadline(time.Now().Add(idleTimeout))
 	}
 	n, err := c.r.Read(p)
 	// go-milter logs every error but io.EOF; a connection that was silent for too
 	// long or that we closed ourselves is no news.
-	if errors.Is(err, net.ErrClosed) || errors.Is(err, context.DeadlineExceeded) {
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
 		err = io.EOF
 	}
 	return n, err

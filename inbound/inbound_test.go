@@ -15,6 +15,7 @@ import (
 	"github.com/emersion/go-milter"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 
 	"ruapost"
@@ -31,6 +32,7 @@ type rig struct {
 	dns  *dnstest.Server
 	svc  *Service
 	addr string
+	stop context.CancelFunc // ends the context of all connections
 
 	mu       sync.Mutex
 	recorded []ruapost.Evaluation
@@ -77,6 +79,7 @@ func newRig(t *testing.T) *rig {
 	}
 	r.addr = ln.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
+	r.stop = cancel
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -129,18 +132,30 @@ func (r *rig) connect(client, helo string) *smtp {
 // send sends a message and returns how Postfix is to change its header.
 func (s *smtp) send(from string, rcpts []string, msg []byte) []milter.ModifyAction {
 	s.t.Helper()
-	must := func(act *milter.Action, err error) {
-		s.t.Helper()
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		if act.Code != milter.ActContinue {
-			s.t.Fatalf("answer %c", act.Code)
-		}
+	s.transmit(from, rcpts, msg)
+	mods := s.end()
+	if err := s.Abort(); err != nil { // Postfix does so after every message
+		s.t.Fatal(err)
 	}
-	must(s.Mail(from, nil))
+	return mods
+}
+
+func (s *smtp) must(act *milter.Action, err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if act.Code != milter.ActContinue {
+		s.t.Fatalf("answer %c", act.Code)
+	}
+}
+
+// transmit sends all of a message but its end.
+func (s *smtp) transmit(from string, rcpts []string, msg []byte) {
+	s.t.Helper()
+	s.must(s.Mail(from, nil))
 	for _, rcpt := range rcpts {
-		must(s.Rcpt(rcpt, nil))
+		s.must(s.Rcpt(rcpt, nil))
 	}
 	head, body, ok := bytes.Cut(msg, []byte("\r\n\r\n"))
 	if !ok {
@@ -149,19 +164,20 @@ func (s *smtp) send(from string, rcpts []string, msg []byte) []milter.ModifyActi
 	for _, line := range unfold(string(head)) {
 		name, value, _ := strings.Cut(line, ":")
 		// As Postfix does with the leading blank left on: folds are LF.
-		must(s.HeaderField(name, strings.ReplaceAll(value, "\r\n", "\n")))
+		s.must(s.HeaderField(name, strings.ReplaceAll(value, "\r\n", "\n")))
 	}
-	must(s.HeaderEnd())
+	s.must(s.HeaderEnd())
 	for chunk := body; len(chunk) > 0; {
 		n := min(len(chunk), 65535)
-		must(s.BodyChunk(chunk[:n]))
+		s.must(s.BodyChunk(chunk[:n]))
 		chunk = chunk[n:]
 	}
+}
+
+func (s *smtp) end() []milter.ModifyAction {
+	s.t.Helper()
 	mods, act, err := s.End()
-	must(act, err)
-	if err := s.Abort(); err != nil { // Postfix does so after every message
-		s.t.Fatal(err)
-	}
+	s.must(act, err)
 	return mods
 }
 
@@ -308,19 +324,39 @@ func TestNotRecorded(t *testing.T) {
 	if act, err := trusted.Conn("inside", milter.FamilyInet, 1, "10.1.2.3"); err != nil || act.Code != milter.ActAccept {
 		t.Errorf("trusted network: %+v, %v", act, err)
 	}
+	if got := r.take(); len(got) != 0 {
+		t.Errorf("recorded %+v", got)
+	}
+}
+
+// Mail of our own users and of clients without an address is not judged, but must
+// not keep fields that claim to be ours either (RFC 8601 5).
+func TestSkipped(t *testing.T) {
+	r := newRig(t)
+	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=reject; rua=mailto:dmarc@example.com"`)
+	msg := append([]byte("Authentication-Results: "+us+"; dmarc=pass\r\n"), sample("a@example.com")...)
+	only := []milter.ModifyAction{{Code: milter.ActChangeHeader, HeaderIndex: 1, HeaderName: authResField}}
+
+	s := r.connect("192.0.2.1", "mail.example.com")
+	before := testutil.ToFloat64(messages.WithLabelValues("skipped"))
 	if err := s.Macros(milter.CodeMail, "{auth_authen}", "alice"); err != nil {
 		t.Fatal(err)
 	}
-	if act, err := s.Mail("alice@example.com", nil); err != nil || act.Code != milter.ActAccept {
-		t.Errorf("authenticated client: %+v, %v", act, err)
+	if d := cmp.Diff(only, s.send("a@example.com", []string{"bob@receiver.example"}, msg)); d != "" {
+		t.Errorf("authenticated client: %s", d)
+	}
+	unknown := r.connect("192.0.2.1", "mail.example.com")
+	unknown.must(unknown.Conn("unknown", milter.FamilyUnknown, 0, ""))
+	if d := cmp.Diff(only, unknown.send("a@example.com", []string{"bob@receiver.example"}, msg)); d != "" {
+		t.Errorf("unknown client: %s", d)
+	}
+	if n := testutil.ToFloat64(messages.WithLabelValues("skipped")) - before; n != 2 {
+		t.Errorf("%v messages counted as skipped", n)
 	}
 	if got := r.take(); len(got) != 0 {
 		t.Errorf("recorded %+v", got)
 	}
 	// The same session goes on with a message that is nobody's user's.
-	if err := s.Abort(); err != nil {
-		t.Fatal(err)
-	}
 	if err := s.Macros(milter.CodeMail); err != nil {
 		t.Fatal(err)
 	}

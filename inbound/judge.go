@@ -24,40 +24,31 @@ type judgement struct {
 	policy  *dmarc.Policy  // nil if there is none
 }
 
-// judge waits for what was started while the message arrived and decides. It takes
-// Budget at the most.
+// judge waits for what was started while the message arrived and decides.
 func (m *message) judge() *judgement {
 	began := time.Now()
 	defer func() { judgeTime.Observe(time.Since(began).Seconds()) }()
-	ctx, cancel := context.WithTimeout(m.ctx, Budget)
+	ctx, cancel := context.WithTimeout(m.ctx, Budget/2)
 	defer cancel()
 
-	j := &judgement{msg: m, when: m.service.now(), result: dmarc.ResultNone}
+	j := &judgement{msg: m, when: m.service.now(), result: dmarc.ResultPermerror, author: m.author}
 	select {
 	case j.spf = <-m.spf:
 	case <-ctx.Done():
 		limits.WithLabelValues("budget").Inc()
-		j.spf = ruapost.SPFResult{Result: ruapost.AuthTemperror, Domain: m.envelopeFrom()}
+		j.spf = m.spfResult(ruapost.AuthTemperror)
 	}
 	if m.dkim != nil {
 		j.dkim = m.dkim.finish(ctx)
 	}
-	if m.headerTooLarge() {
-		j.result, j.problem = dmarc.ResultPermerror, "header too large"
-		return j
-	}
-	authors, err := m.authors()
 	switch {
-	case err != nil:
-		slog.Debug("no author domain", "queue_id", m.queueID, "err", err)
-		j.result, j.problem = dmarc.ResultPermerror, "no single author domain"
+	case m.headerTooLarge():
+		j.problem = "header too large"
 		return j
-	case len(authors) != 1:
-		// RFC 9989 5.3.1: with several author domains a receiver may stop here.
-		j.result, j.problem = dmarc.ResultPermerror, "no single author domain"
+	case j.author == "":
+		j.problem = "no single author domain"
 		return j
 	}
-	j.author = authors[0]
 	j.verdict = dmarc.Evaluate(ctx, m.service.Resolver, j.author, j.dkimResults(), j.spf)
 	j.result, j.policy = j.verdict.Result, j.verdict.Policy
 	slog.Debug("judged", "queue_id", m.queueID, "domain", j.author, "dmarc", j.result, "client", m.client)
@@ -78,8 +69,9 @@ func (j *judgement) evaluation() *ruapost.Evaluation {
 		return nil
 	}
 	return &ruapost.Evaluation{
-		Time:   j.when,
-		Policy: j.policy.Published,
+		Time:     j.when,
+		Policy:   j.policy.Published,
+		Optional: j.msg.aboutReports(),
 		Result: ruapost.DMARCResult{
 			SourceIP:     j.msg.client,
 			Disposition:  j.disposition(),
@@ -87,7 +79,7 @@ func (j *judgement) evaluation() *ruapost.Evaluation {
 			AlignedSPF:   j.verdict.AlignedSPF,
 			Overrides:    j.overrides(),
 			HeaderFrom:   j.author,
-			EnvelopeFrom: j.msg.envelopeFrom(),
+			EnvelopeFrom: j.msg.fromDomain,
 			EnvelopeTo:   j.msg.envelopeTo(),
 			DKIM:         j.dkimResults(),
 			SPF:          j.spf,

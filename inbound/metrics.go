@@ -12,16 +12,18 @@ var (
 	})
 	messages = promauto.NewCounterVec(prometheus.CounterOpts{
 		Name: "ruapost_milter_messages_total",
-		Help: "Messages that reached their end, by DMARC result; skipped ones came from " +
-			"trusted networks, authenticated clients or no network at all.",
+		Help: "Messages that reached their end, by DMARC result: none, pass, fail, temperror, permerror; " +
+			"skipped ones came from authenticated clients or from no known address. Mail from trusted " +
+			"networks is not seen.",
 	}, []string{"result"})
 	limits = promauto.NewCounterVec(prometheus.CounterOpts{
 		Name: "ruapost_milter_limit_total",
-		Help: "Messages that hit a limit: header, signatures, blank_lines, budget, key_record, recipients.",
+		Help: "Limits that messages hit: header, fields, forged, recipients, signatures, signed_fields, " +
+			"key_record, blank_lines, budget.",
 	}, []string{"limit"})
 	panics = promauto.NewCounter(prometheus.CounterOpts{
 		Name: "ruapost_milter_panics_total",
-		Help: "Faults inside this program that were caught; the message went on unjudged.",
+		Help: "Faults inside this program that were caught; the message went on, unjudged or without what the fault was in.",
 	})
 	recordLate = promauto.NewCounter(prometheus.CounterOpts{
 		Name: "ruapost_milter_record_late_total",

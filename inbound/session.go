@@ -2,11 +2,13 @@ package inbound
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"net/textproto"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -26,8 +28,7 @@ type session struct {
 
 	client netip.Addr
 	helo   string
-	// msg is the message under way, nil between messages and for one that is not
-	// judged.
+	// msg is the message under way, nil between messages.
 	msg    *message
 	inside atomic.Bool // a message is under way
 }
@@ -43,25 +44,25 @@ func (s *session) reset() {
 	s.inside.Store(false)
 }
 
-// guard is deferred by every callback: a fault of ours becomes a message that goes
-// on unjudged. Postfix would take a closed connection for a failed milter.
-func (s *session) guard() {
+// caught is deferred wherever a fault of ours must not end the program, and does
+// then. Every callback of a session turns one into a message that goes on unjudged:
+// Postfix would take a closed connection for a failed milter.
+func caught(then func()) {
 	if p := recover(); p != nil {
 		panics.Inc()
-		slog.Error("milter: fault, message goes on unjudged", "panic", p, "stack", string(debug.Stack()))
-		s.reset()
+		slog.Error("milter: fault", "panic", ruapost.Clean(fmt.Sprint(p), 500), "stack", string(debug.Stack()))
+		then()
 	}
 }
 
 func (s *session) Connect(_, _ string, _ uint16, ip net.IP, _ *milter.Modifier) (resp milter.Response, err error) {
 	resp = milter.RespContinue
-	defer s.guard()
+	defer caught(s.reset)
 	s.reset() // a front-end may name another client in the same session (XCLIENT)
 	s.client = netip.Addr{}
 	addr, ok := netip.AddrFromSlice(ip)
 	if !ok {
-		// A unix-domain client or one whose address Postfix does not know.
-		return milter.RespAccept, nil
+		return resp, nil // a unix-domain client or one whose address Postfix does not know
 	}
 	s.client = addr.Unmap()
 	for _, p := range s.service.Config.TrustedNetworks {
@@ -79,49 +80,46 @@ func (s *session) Helo(name string, _ *milter.Modifier) (milter.Response, error)
 
 func (s *session) MailFrom(from string, m *milter.Modifier) (resp milter.Response, err error) {
 	resp = milter.RespContinue
-	defer s.guard()
+	defer caught(s.reset)
 	s.reset()
-	if m.Macros["{auth_authen}"] != "" {
-		// The sender is one of our own users; what they send is no news to the
-		// domain's owner.
-		messages.WithLabelValues("skipped").Inc()
-		return milter.RespAccept, nil
-	}
-	if !s.client.IsValid() {
-		return resp, nil
-	}
 	s.inside.Store(true)
-	s.msg = newMessage(s.ctx, s.service, s.client, s.helo, from)
+	s.msg = newMessage(s.ctx, s.service)
+	// What our own users send is no news to the domain's owner.
+	if m.Macros["{auth_authen}"] == "" && s.client.IsValid() {
+		s.msg.begin(s.client, s.helo, from)
+	}
 	return resp, nil
 }
 
 func (s *session) RcptTo(to string, _ *milter.Modifier) (milter.Response, error) {
-	defer s.guard()
+	defer caught(s.reset)
 	if s.msg != nil {
 		s.msg.addRecipient(to)
 	}
 	return nil, nil
 }
 
-func (s *session) Header(name, value string, _ *milter.Modifier) (milter.Response, error) {
-	defer s.guard()
+func (s *session) Header(name, value string, m *milter.Modifier) (milter.Response, error) {
+	defer caught(s.reset)
+	// This is go-milter's own map, in which it would keep the whole header for Headers
+	// once more, whatever its size.
+	clear(m.Headers)
 	if s.msg != nil {
-		s.msg.addHeader(name, value)
+		s.msg.addHeader(field{name, value})
 	}
 	return nil, nil
 }
 
 func (s *session) Headers(_ textproto.MIMEHeader, m *milter.Modifier) (milter.Response, error) {
-	defer s.guard()
+	defer caught(s.reset)
 	if s.msg != nil {
-		s.msg.queueID = ruapost.Clean(m.Macros["i"], 64)
-		s.msg.endOfHeader()
+		s.msg.endOfHeader(ruapost.Clean(m.Macros["i"], 64))
 	}
 	return nil, nil
 }
 
 func (s *session) BodyChunk(chunk []byte, _ *milter.Modifier) (milter.Response, error) {
-	defer s.guard()
+	defer caught(s.reset)
 	if s.msg != nil {
 		s.msg.body(chunk)
 	}
@@ -131,15 +129,24 @@ func (s *session) BodyChunk(chunk []byte, _ *milter.Modifier) (milter.Response, 
 // Body is the end of the message. Fields can only be added and removed here.
 func (s *session) Body(m *milter.Modifier) (resp milter.Response, err error) {
 	resp = milter.RespContinue
-	defer s.guard()
+	defer caught(s.reset)
 	defer s.reset()
 	if s.msg == nil {
 		return resp, nil
 	}
+	// First, so that no fault in judging keeps a forgery alive. An error means that
+	// the connection is broken; go-milter notices when it sends the answer.
+	broken := removeFields(m, s.msg.forgeries())
+	if !s.msg.judged {
+		messages.WithLabelValues("skipped").Inc()
+		return resp, nil
+	}
 	j := s.msg.judge()
-	if err := s.changeHeader(m, s.msg, j); err != nil {
-		// The connection is broken; go-milter notices when it sends the answer.
-		slog.Warn("milter: cannot change header", "queue_id", s.msg.queueID, "err", err)
+	if broken == nil { // RFC 8601 4: on top
+		broken = m.InsertHeader(0, authResField, " "+strings.Join(j.authenticationResults(s.service.Config.AuthservID), ";\n\t"))
+	}
+	if broken != nil {
+		slog.Warn("milter: cannot change header", "queue_id", s.msg.queueID, "err", broken)
 	}
 	messages.WithLabelValues(string(j.result)).Inc()
 	if e := j.evaluation(); e != nil {
@@ -149,19 +156,19 @@ func (s *session) Body(m *milter.Modifier) (resp milter.Response, err error) {
 }
 
 func (s *session) Abort(*milter.Modifier) error {
-	defer s.guard()
+	defer caught(s.reset)
 	s.reset()
 	return nil
 }
 
-// changeHeader removes the Authentication-Results fields that claim to be ours and
-// puts the real one on top (RFC 8601 4, 5).
-func (s *session) changeHeader(m *milter.Modifier, msg *message, j *judgement) error {
+// removeFields removes the Authentication-Results fields with these indexes
+// (RFC 8601 5).
+func removeFields(m *milter.Modifier, indexes []int) error {
 	// From the last to the first, so that the indexes of those yet to go stay right.
-	for i := len(msg.forged) - 1; i >= 0; i-- {
-		if err := m.ChangeHeader(msg.forged[i], authResField, ""); err != nil {
+	for _, index := range slices.Backward(indexes) {
+		if err := m.ChangeHeader(index, authResField, ""); err != nil {
 			return err
 		}
 	}
-	return m.InsertHeader(0, authResField, " "+strings.Join(j.authenticationResults(s.service.Config.AuthservID), ";\n\t"))
+	return nil
 }

@@ -10,35 +10,31 @@ import (
 	"ruapost"
 )
 
-// checkSPF checks the MAIL FROM identity, or with a null reverse-path the HELO
-// name (RFC 7208 2.4). It is done when the message's context ends.
-func (m *message) checkSPF() ruapost.SPFResult {
-	ctx, cancel := context.WithTimeout(m.ctx, Budget)
+// checkSPF checks the message's SPF identity. It is done when the message's context
+// or half the budget ends: what of the message comes after MAIL FROM may take less
+// time than that.
+func (m *message) checkSPF() (res ruapost.SPFResult) {
+	defer caught(func() { res = m.spfResult(ruapost.AuthTemperror) })
+	if m.spfDomain == "" {
+		return m.spfResult(ruapost.AuthNone)
+	}
+	ctx, cancel := context.WithTimeout(m.ctx, Budget/2)
 	defer cancel()
-	local, domain, hasDomain := cutLast(m.mailFrom, "@")
-	res := ruapost.SPFResult{Result: ruapost.AuthNone}
-	if m.mailFrom == "" {
-		local, domain, hasDomain, res.Helo = "postmaster", m.helo, true, true
+	local := "postmaster" // RFC 7208 2.4, 4.3
+	if at := strings.LastIndexByte(m.mailFrom, '@'); at > 0 {
+		// The library takes the first "@" for the one before the domain.
+		local = strings.ReplaceAll(m.mailFrom[:at], "@", "_")
 	}
-	if local == "" {
-		local = "postmaster" // RFC 7208 4.3
-	}
-	d, err := ruapost.ParseDomain(domain)
-	// RFC 7208 4.3: no multi-label domain name, result none. An address literal as
-	// HELO is one such.
-	if !hasDomain || err != nil || ruapost.Labels(d) < 2 {
-		return res
-	}
-	res.Domain = d
-	// The library takes the first "@" for the one before the domain.
-	sender := strings.ReplaceAll(local, "@", "_") + "@" + d
 	// Its error is not nil for every result; the result says all.
-	result, _ := spf.CheckHostWithSender(net.IP(m.client.AsSlice()), m.helo, sender,
+	result, _ := spf.CheckHostWithSender(net.IP(m.client.AsSlice()), m.helo, local+"@"+m.spfDomain,
 		spf.WithContext(ctx), spf.WithResolver(m.service.Resolver.SPF(m.client)))
 	if ctx.Err() != nil {
 		// Cut off in the middle: whatever it says is about the cut.
 		result = spf.TempError
 	}
-	res.Result = ruapost.AuthResult(strings.ToLower(string(result)))
-	return res
+	return m.spfResult(ruapost.AuthResult(strings.ToLower(string(result))))
+}
+
+func (m *message) spfResult(result ruapost.AuthResult) ruapost.SPFResult {
+	return ruapost.SPFResult{Domain: m.spfDomain, Helo: m.mailFrom == "", Result: result}
 }

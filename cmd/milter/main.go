@@ -41,6 +41,7 @@ func run(ctx context.Context, cfg *config.Config) (err error) {
 		Config: inbound.Config{
 			AuthservID:      cfg.Milter.AuthservID,
 			TrustedNetworks: cfg.Milter.TrustedNetworks,
+			ReportAddress:   cfg.Reporter.From,
 			RecordTimeout:   cfg.Store.RecordTimeout,
 		},
 		Resolver: dns,
