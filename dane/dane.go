@@ -19,8 +19,10 @@ import (
 )
 
 // MaxHosts is how many MX hosts of a domain are looked at, the most preferred
-// first. Postfix itself tries no more than smtp_mx_address_limit, 5.
-const MaxHosts = 32
+// first. Postfix itself tries no more than 5 addresses by default
+// (smtp_mx_address_limit), and a domain whose hosts' name servers are silent must
+// not take the resolver from others.
+const MaxHosts = 8
 
 // Resolver is what is asked of a validating resolver: *resolver.Resolver.
 type Resolver interface {
@@ -88,7 +90,12 @@ func Lookup(ctx context.Context, r Resolver, domain string) (*Result, error) {
 
 	var wg sync.WaitGroup
 	for i := range result.Hosts {
-		wg.Go(func() { result.Hosts[i].lookup(ctx, r) })
+		h := &result.Hosts[i]
+		wg.Go(func() {
+			if err := resolver.Safely(h.Name, func() { h.lookup(ctx, r) }); err != nil {
+				h.Err = err
+			}
+		})
 	}
 	wg.Wait()
 	return result, nil

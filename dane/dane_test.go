@@ -1,6 +1,8 @@
 package dane
 
 import (
+	"cmp"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -9,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -76,6 +79,7 @@ func TestLookup(t *testing.T) {
 		secure   bool     // of the MX
 		hosts    []string
 		level    Level
+		enforce  *Level   // with an MTA-STS policy to be enforced; nil: the same
 		asked    []string // TLSA queries, in any order; nil: do not look
 	}{
 		{
@@ -108,7 +112,7 @@ func TestLookup(t *testing.T) {
 		{
 			name: "7672 2.2: only unusable records make TLS mandatory", zone: oneMX + mxA + "_25._tcp.mx.d.test. 300 IN TLSA 1 1 1 " + digest256, secure: true,
 			hosts: []string{"mx.d.test addrs=1 secure base=mx.d.test tlsa=0 unusable=1"},
-			level: LevelDANE,
+			level: LevelDANE, enforce: new(LevelNone),
 		},
 		{
 			name: "7672 2.2: one host with only unusable records", zone: twoMX + aA + bA + aT + bPKIX, secure: true,
@@ -135,7 +139,7 @@ func TestLookup(t *testing.T) {
 				"a.mx.test addrs=1 secure base=a.mx.test tlsa=1 unusable=0",
 				"b.mx.test addrs=1 secure base=b.mx.test tlsa=1 unusable=0",
 			},
-			level: LevelDANE, // dane-only would defer: "non DNSSEC destination"
+			level: LevelDANE, enforce: new(LevelNone), // dane-only would defer: "non DNSSEC destination"
 		},
 		{
 			name: "7672 2.2.1: MX reached by an alias", zone: "d.test. 300 IN CNAME e.test.\ne.test. 300 IN MX 10 a.mx.test.\n" + aA + aT, secure: true,
@@ -146,7 +150,7 @@ func TestLookup(t *testing.T) {
 			name: "7672 2.1.3: MX reached by an insecure alias", zone: "d.test. 300 IN CNAME e.test.\ne.test. 300 IN MX 10 a.mx.test.\n" + aA + aT,
 			insecure: []string{"d.test"}, secure: false,
 			hosts: []string{"a.mx.test addrs=1 secure base=a.mx.test tlsa=1 unusable=0"},
-			level: LevelDANE,
+			level: LevelDANE, enforce: new(LevelNone),
 		},
 		{
 			name: "7672 2.2.1: implicit MX", zone: "d.test. 300 IN A 192.0.2.1\n_25._tcp.d.test." + usableRR, secure: true,
@@ -237,7 +241,7 @@ func TestLookup(t *testing.T) {
 		{
 			name: "7672 2.1.2: failing TLSA lookup of the only host never leads to STS", zone: oneMX + mxA, fail: []string{"_25._tcp.mx.d.test"}, secure: true,
 			hosts: []string{"mx.d.test addrs=1 secure failed"},
-			level: LevelDANE,
+			level: LevelDANE, enforce: new(LevelDANEOnly),
 		},
 		{
 			name: "7672 2.1.2: failing TLSA lookup spoils no other host", zone: twoMX + aA + bA + aT, fail: []string{"_25._tcp.b.mx.test"}, secure: true,
@@ -248,16 +252,31 @@ func TestLookup(t *testing.T) {
 			level: LevelDANE,
 		},
 		{
+			name: "7672 2.1.2, 8461 2: failing TLSA lookup beside a host without records bypasses no policy", zone: twoMX + aA + bA, fail: []string{"_25._tcp.b.mx.test"}, secure: true,
+			hosts: []string{"a.mx.test addrs=1 secure", "b.mx.test addrs=1 secure failed"},
+			level: LevelDANE, enforce: new(LevelDANEOnly),
+		},
+		{
+			name: "7672 2.1.2, 8461 2: the same beside one with only unusable records", zone: twoMX + aA + bA + bPKIX, fail: []string{"_25._tcp.a.mx.test"}, secure: true,
+			hosts: []string{"a.mx.test addrs=1 secure failed", "b.mx.test addrs=1 secure base=b.mx.test tlsa=0 unusable=1"},
+			level: LevelDANE, enforce: new(LevelDANEOnly),
+		},
+		{
+			name: "7672 2.2.1: failing TLSA lookup under an insecure MX", zone: twoMX + aA + bA, insecure: []string{"d.test"}, fail: []string{"_25._tcp.b.mx.test"}, secure: false,
+			hosts: []string{"a.mx.test addrs=1 secure", "b.mx.test addrs=1 secure failed"},
+			level: LevelDANE, enforce: new(LevelNone),
+		},
+		{
 			name: "7672 2.1.2: failure at the end of an alias is not covered by the name", zone: oneMX + "mx.d.test. 300 IN CNAME a.mx.test.\n" + aA + mxT,
 			fail: []string{"_25._tcp.a.mx.test"}, secure: true,
 			hosts: []string{"mx.d.test addrs=1 secure failed"},
-			level: LevelDANE,
+			level: LevelDANE, enforce: new(LevelDANEOnly),
 			asked: []string{"_25._tcp.a.mx.test. TLSA"},
 		},
 		{
 			name: "failing address lookup of the only host", zone: oneMX + mxT, fail: []string{"mx.d.test"}, secure: true,
 			hosts: []string{"mx.d.test addrs=0 failed"},
-			level: LevelNone, // else who suppresses the answer turns STS off
+			level: LevelNone, // an MTA-STS policy holds
 		},
 		{
 			name: "failing address lookup of one host: not all are known", zone: twoMX + aA + aT, fail: []string{"b.mx.test"}, secure: true,
@@ -291,8 +310,11 @@ func TestLookup(t *testing.T) {
 			if !slices.Equal(hosts, test.hosts) {
 				t.Errorf("hosts\n%s\nwant\n%s", strings.Join(hosts, "\n"), strings.Join(test.hosts, "\n"))
 			}
-			if level := result.Level(); level != test.level {
+			if level := result.Level(false); level != test.level {
 				t.Errorf("level %q, want %q", level, test.level)
+			}
+			if level, want := result.Level(true), *cmp.Or(test.enforce, &test.level); level != want {
+				t.Errorf("level %q beside an MTA-STS policy, want %q", level, want)
 			}
 			if test.asked != nil {
 				if asked := tlsaQueries(server); !slices.Equal(asked, test.asked) {
@@ -345,8 +367,33 @@ func TestLookupSilence(t *testing.T) {
 	if b := result.Hosts[1]; !resolver.IsTemporary(b.Err) || !b.Secure {
 		t.Errorf("%s: error %v", describe(b), b.Err)
 	}
-	if level := result.Level(); level != LevelDANE {
+	if level := result.Level(false); level != LevelDANE {
 		t.Errorf("level %q", level)
+	}
+}
+
+// panicking panics when it is asked for the addresses of b.test.
+type panicking struct{ *resolver.Resolver }
+
+func (r panicking) LookupIP(ctx context.Context, name string) ([]netip.Addr, []string, bool, error) {
+	if name == "b.test" {
+		panic("test")
+	}
+	return r.Resolver.LookupIP(ctx, name)
+}
+
+func TestLookupPanic(t *testing.T) {
+	server, r := start(t)
+	server.Add("d.test. 300 IN MX 10 a.test.\nd.test. 300 IN MX 20 b.test.\na.test. 300 IN A 192.0.2.1\n_25._tcp.a.test." + usableRR)
+	result, err := Lookup(t.Context(), panicking{r}, "d.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := describe(result.Hosts[0]); a != "a.test addrs=1 secure base=a.test tlsa=1 unusable=0" {
+		t.Error(a)
+	}
+	if b := result.Hosts[1]; !resolver.IsTemporary(b.Err) {
+		t.Errorf("%s: error %v", describe(b), b.Err)
 	}
 }
 
@@ -363,7 +410,7 @@ func TestLookupManyHosts(t *testing.T) {
 	if len(result.Hosts) != MaxHosts || result.Skipped != 3 || last.Name != fmt.Sprintf("mx%d.test", MaxHosts-1) {
 		t.Errorf("%d hosts up to %s, %d skipped", len(result.Hosts), last.Name, result.Skipped)
 	}
-	if level := result.Level(); level != LevelDANE {
+	if level := result.Level(false); level != LevelDANE {
 		t.Errorf("level %q for a domain of which not all hosts are known", level)
 	}
 }

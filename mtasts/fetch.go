@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"ruapost"
+	"ruapost/resolver"
 )
 
 const (
@@ -143,8 +144,12 @@ func (f *Fetcher) client(host string) *http.Client {
 		},
 		Transport: &http.Transport{
 			Proxy: http.ProxyFromEnvironment,
-			DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-				return f.connect(ctx, network, addr, host)
+			// Called in a goroutine of the transport.
+			DialContext: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
+				if perr := resolver.Safely(host, func() { conn, err = f.connect(ctx, network, addr, host) }); perr != nil {
+					return nil, perr
+				}
+				return conn, err
 			},
 			// The server name is the policy host's, which net/http fills in.
 			TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: f.RootCAs},

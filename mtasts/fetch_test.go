@@ -405,6 +405,20 @@ mta-sts.none.d.test. 300 IN TXT "no address"
 	}
 }
 
+type panicking struct{}
+
+func (panicking) LookupIP(context.Context, string) ([]netip.Addr, []string, bool, error) {
+	panic("test")
+}
+
+// A panic in a goroutine of net/http would end the program.
+func TestFetchPanic(t *testing.T) {
+	f := &Fetcher{Resolver: panicking{}}
+	if p, err := f.Fetch(t.Context(), "d.test"); !resolver.IsTemporary(err) {
+		t.Errorf("policy %v, error %v", p, err)
+	}
+}
+
 func TestFetchProxy(t *testing.T) {
 	ca := newAuthority(t)
 	cert := ca.issue(t, time.Now().Add(time.Hour), "x", "mta-sts.proxied.test")

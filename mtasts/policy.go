@@ -106,7 +106,7 @@ func (p *Policy) set(name, value string) (known bool, err error) {
 			err = fmt.Errorf("version %q", ruapost.Clean(value, 64))
 		}
 	case "mode":
-		p.Mode = Mode(value)
+		p.Mode = Mode(strings.Clone(value)) // a part would keep the whole file in memory
 		if p.Mode != ModeEnforce && p.Mode != ModeTesting && p.Mode != ModeNone {
 			err = fmt.Errorf("mode %q", ruapost.Clean(value, 64))
 		}
@@ -135,7 +135,7 @@ func parseMaxAge(s string) (time.Duration, error) {
 // accepted: it cannot mean anything else, and to reject it would leave the domain
 // without protection.
 func (p *Policy) addMX(s string) error {
-	name, wildcard := strings.CutPrefix(s, "*.")
+	name, wildcard := strings.CutPrefix(strings.Clone(s), "*.")
 	isASCII := strings.IndexFunc(s, func(r rune) bool { return r > '~' }) < 0
 	name, err := ruapost.ParseDomain(name)
 	if err != nil || !isASCII {

@@ -3,6 +3,7 @@ package mtasts
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -121,6 +122,29 @@ func TestParsePolicyBounds(t *testing.T) {
 	if _, err := ParsePolicy([]byte(file.String())); !errors.Is(err, ErrPolicySyntax) {
 		t.Errorf("one mx too many: error %v", err)
 	}
+}
+
+// A policy keeps what it has, not the file it was in.
+func TestParsePolicyMemory(t *testing.T) {
+	file := []byte("version: STSv1\nmode: enforce\nmx: mx.test\nmx: *.test\nmax_age: 1\nx: " + strings.Repeat("x", MaxPolicySize-100))
+	heap := func() uint64 {
+		runtime.GC()
+		var stats runtime.MemStats
+		runtime.ReadMemStats(&stats)
+		return stats.HeapAlloc
+	}
+	before := heap()
+	policies := make([]*Policy, 100)
+	for i := range policies {
+		var err error
+		if policies[i], err = ParsePolicy(file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after := heap(); after > before+MaxPolicySize*uint64(len(policies))/4 {
+		t.Errorf("%d octets for %d policies", after-before, len(policies))
+	}
+	runtime.KeepAlive(policies)
 }
 
 // RFC 8460 4.5: the lines as published, errors included.

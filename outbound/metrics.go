@@ -17,7 +17,7 @@ var (
 	})
 	fetches = promauto.NewCounterVec(prometheus.CounterOpts{
 		Name: "ruapost_sts_fetches_total",
-		Help: "Fetches of MTA-STS policies by result: ok, failed.",
+		Help: "Fetches of MTA-STS policies by result: ok, failed, refused (too many under way).",
 	}, []string{"result"})
 	datagrams = promauto.NewCounterVec(prometheus.CounterOpts{
 		Name: "ruapost_tlsrpt_datagrams_total",
@@ -25,6 +25,6 @@ var (
 	}, []string{"result"})
 	sessionsDropped = promauto.NewCounter(prometheus.CounterOpts{
 		Name: "ruapost_tlsrpt_sessions_dropped_total",
-		Help: "TLS sessions that were not recorded because too many waited for the store.",
+		Help: "TLS sessions that were not recorded: too many waited for the store, or it failed or cannot be used.",
 	})
 )

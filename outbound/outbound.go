@@ -16,6 +16,7 @@ import (
 	"ruapost"
 	"ruapost/dane"
 	"ruapost/mtasts"
+	"ruapost/resolver"
 	"ruapost/socketmap"
 )
 
@@ -23,13 +24,11 @@ import (
 // before 3.10 defers mail when an answer has the attributes for TLS reports, so
 // those are only given to who asks for them.
 const (
-	TableQuery        = "QUERY"
-	TableQueryTLSRPT  = "QUERYwithTLSRPT"
-	queryTimeout      = 5 * time.Second // Postfix waits up to 100 s, its mail does too
-	maxPolicies       = 50_000          // MTA-STS policies that are kept
-	fetchRetry        = 5 * time.Minute // RFC 8461 3.3
-	minPolicyLifetime = 5 * time.Minute // a max_age of 0 is for one use; one use is a delivery
+	TableQuery       = "QUERY"
+	TableQueryTLSRPT = "QUERYwithTLSRPT"
 )
+
+const queryTimeout = 5 * time.Second // Postfix waits up to 100 s, its mail does too
 
 // Resolver is what this package asks of DNS.
 type Resolver interface {
@@ -77,32 +76,38 @@ func (p *Policies) answer(ctx context.Context, table, key string) (reply socketm
 	}
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
+	return p.answerFor(ctx, domain, table == TableQueryTLSRPT)
+}
+
+// answerFor returns the reply about domain and what kind it is.
+func (p *Policies) answerFor(ctx context.Context, domain string, tlsrpt bool) (reply socketmap.Reply, kind string) {
 	// Both at once: most domains have neither, and then both have to be waited for.
 	sts := make(chan *mtasts.Policy, 1)
-	go func() { sts <- p.sts.policy(ctx, domain) }()
-	level := dane.LevelNone
-	mxSecure := false
-	if found, err := dane.Lookup(ctx, p.resolver, domain); err == nil {
-		level, mxSecure = found.Level(), found.MXSecure
-	} else {
+	go func() {
+		var policy *mtasts.Policy // stays nil if that panics
+		resolver.Safely(domain, func() { policy = p.sts.policy(ctx, domain) })
+		sts <- policy
+	}()
+	found, err := dane.Lookup(ctx, p.resolver, domain)
+	if err != nil {
 		// Postfix will not find the MX hosts either. An MTA-STS policy that is known
 		// still holds.
 		slog.Debug("policy: DANE lookup failed", "domain", domain, "err", err)
+		found = &dane.Result{}
 	}
-	// RFC 8461 2: MTA-STS must not override DANE. RFC 7672 2.2.1 leaves DANE open to
-	// choice where the MX answer is insecure.
-	if level != dane.LevelNone && mxSecure {
-		return socketmap.OK(string(level)), string(level)
-	}
-	if policy := <-sts; policy != nil && policy.Mode == mtasts.ModeEnforce {
-		if value := secureReply(domain, policy, table == TableQueryTLSRPT); value != "" {
-			return socketmap.OK(value), "secure"
+	level, beside := found.Level(false), found.Level(true)
+	if level == dane.LevelNone || level != beside { // else a policy makes no difference
+		if policy := <-sts; policy != nil && policy.Mode == mtasts.ModeEnforce {
+			level = beside
+			if value := secureReply(domain, policy, tlsrpt); level == dane.LevelNone && value != "" {
+				return socketmap.OK(value), "secure"
+			}
 		}
 	}
-	if level != dane.LevelNone {
-		return socketmap.OK(string(level)), string(level)
+	if level == dane.LevelNone {
+		return socketmap.NotFound(), "none"
 	}
-	return socketmap.NotFound(), "none"
+	return socketmap.OK(string(level)), string(level)
 }
 
 // policyDomain returns the domain that key asks about. Postfix asks about whatever

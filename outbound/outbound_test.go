@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	mdns "github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"ruapost"
 	"ruapost/internal/dnstest"
@@ -219,10 +221,18 @@ _mta-sts.all.example. 300 IN TXT "v=STSv1; id=1"
 _mta-sts.some.example. 300 IN TXT "v=STSv1; id=1"
 _mta-sts.insecure.example. 300 IN TXT "v=STSv1; id=1"
 insecure.example. 300 IN MX 10 mx1.all.example.
+_mta-sts.broken.example. 300 IN TXT "v=STSv1; id=1"
+_mta-sts.unusable.example. 300 IN TXT "v=STSv1; id=1"
+unusable.example. 300 IN MX 10 mx.unusable.example.
+mx.unusable.example. 300 IN A 192.0.2.5
+_25._tcp.mx.unusable.example. 300 IN TLSA 1 1 1 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+_mta-sts.down.example. 300 IN TXT "v=STSv1; id=1"
 `)
+	r.dns.SetRcode("_25._tcp.mx.broken.example", mdns.RcodeServerFailure)
+	r.dns.SetRcode("down.example", mdns.RcodeServerFailure)
 	r.dns.SetInsecure("insecure.example")
 	enforce := []string{"version: STSv1", "mode: enforce", "mx: *.plain.example", "max_age: 86400"}
-	for _, d := range []string{"plain.example", "all.example", "some.example", "insecure.example", "norecord.example"} {
+	for _, d := range []string{"plain.example", "all.example", "some.example", "insecure.example", "norecord.example", "broken.example", "unusable.example", "down.example"} {
 		r.host.SetPolicy(d, enforce...)
 	}
 	r.host.SetPolicy("testing.example", "version: STSv1", "mode: testing", "mx: x.example", "max_age: 86400")
@@ -240,6 +250,12 @@ insecure.example. 300 IN MX 10 mx1.all.example.
 		"all.example":      "OK dane-only",
 		"some.example":     "OK dane",
 		"insecure.example": secure,
+		// RFC 7672 2.1.2, RFC 8461 2: neither is bypassed while it is not known whether
+		// there are TLSA records.
+		"broken.example": "OK dane-only",
+		// RFC 7672 2.2 wants TLS, which the policy makes mandatory.
+		"unusable.example": secure,
+		"down.example":     secure,
 	} {
 		if got := r.ask(TableQuery, key); got != want {
 			t.Errorf("%s: %q, want %q", key, got, want)
@@ -301,13 +317,159 @@ func TestSTSCache(t *testing.T) {
 	record("2")
 	r.host.SetPolicy("example.com")
 	expect("new id, but the fetch fails", "enforce")
+	c.running.Wait()
 	publish("testing")
 	expect("within five minutes of that", "enforce")
+	c.running.Wait()
+	expect("still within five minutes", "enforce")
 	now = now.Add(fetchRetry)
-	expect("after five minutes", "testing")
+	expect("after five minutes, which begins a fetch", "enforce")
+	c.running.Wait()
+	expect("after that", "testing")
 	record("")
 	now = now.Add(time.Hour)
 	expect("record gone and policy expired", "no policy")
+}
+
+// RFC 8461 3.3: a policy in use is fetched again before it expires, without anyone
+// waiting for that, and no more than every five minutes if it fails.
+func TestSTSRefresh(t *testing.T) {
+	r := stsRig(t)
+	now := time.Now()
+	c := r.Policies.sts
+	c.now = func() time.Time { return now }
+	r.dns.Add(`_mta-sts.example.com. 300 IN TXT "v=STSv1; id=1"`)
+	publish := func(mode string) {
+		r.host.SetPolicy("example.com", "version: STSv1", "mode: "+mode, "mx: mx.example.com", "max_age: 604800")
+	}
+	publish("enforce")
+	for _, step := range []struct {
+		name    string
+		pass    time.Duration
+		publish string
+		want    mtasts.Mode
+		fetches int
+	}{
+		{"first", 0, "enforce", "enforce", 1},
+		{"fresh", refreshAfter - time.Second, "", "enforce", 0},
+		{"a day old, and the host has nothing", time.Second, "", "enforce", 1},
+		{"too soon after that", fetchRetry - time.Second, "", "enforce", 0},
+		{"again", time.Second, "testing", "enforce", 1},
+		{"what that fetched", 0, "testing", "testing", 0},
+		{"which is fresh", refreshAfter - time.Second, "none", "testing", 0},
+		{"until a day has passed", time.Second, "none", "testing", 1},
+		{"what that fetched", 0, "none", "none", 0},
+	} {
+		now = now.Add(step.pass)
+		r.host.SetPolicy("example.com")
+		if step.publish != "" {
+			publish(step.publish)
+		}
+		before := len(r.host.Requests())
+		if p := c.policy(t.Context(), "example.com"); p == nil || p.Mode != step.want {
+			t.Errorf("%s: %+v, want mode %s", step.name, p, step.want)
+		}
+		c.running.Wait()
+		if n := len(r.host.Requests()) - before; n != step.fetches {
+			t.Errorf("%s: %d fetches, want %d", step.name, n, step.fetches)
+		}
+	}
+}
+
+// A fetch that fails does not take away what another one got while it was under way.
+func TestSTSFetchesInTurn(t *testing.T) {
+	r := stsRig(t)
+	c := r.Policies.sts
+	r.host.SetPolicy("example.com", "version: STSv1", "mode: enforce", "mx: mx.example.com", "max_age: 3600")
+	<-c.start("example.com", "1")
+	r.host.SetPolicy("example.com")
+	<-c.start("example.com", "2")
+	if e := c.entry("example.com"); e.current(c.now()) == nil || e.id != "1" || !e.tooSoon("2", c.now()) || e.tooSoon("3", c.now()) {
+		t.Errorf("%+v", e)
+	}
+}
+
+func TestSTSClose(t *testing.T) {
+	c := newRig(t).Policies.sts
+	var wg sync.WaitGroup
+	for i := range 50 {
+		wg.Go(func() { <-c.start(fmt.Sprint(i, ".example"), "1") })
+	}
+	c.close()
+	<-c.start("late.example", "1")
+	wg.Wait()
+	if len(c.fetching) != 0 {
+		t.Errorf("%d fetches after the end", len(c.fetching))
+	}
+}
+
+// The memory is bounded whatever policies are like.
+func TestSTSWeight(t *testing.T) {
+	c := newRig(t).Policies.sts
+	big := policy(make([]string, mtasts.MaxMX), strings.Repeat("x", mtasts.MaxPolicySize))
+	most := maxPolicyBytes / mtasts.MaxPolicySize
+	for i := range 2 * most {
+		c.entries.Set(fmt.Sprint(i), &stsEntry{policy: big})
+	}
+	c.entries.CleanUp()
+	if n := c.entries.EstimatedSize(); n > most || n < most/2 {
+		t.Errorf("%d policies kept, want no more than %d", n, most)
+	}
+}
+
+// panicking panics at each lookup of one kind.
+type panicking struct {
+	Resolver
+	kind string
+}
+
+func (r panicking) LookupTXT(ctx context.Context, name string) ([]string, bool, error) {
+	if r.kind == "TXT" {
+		panic("test")
+	}
+	return r.Resolver.LookupTXT(ctx, name)
+}
+
+func (r panicking) LookupIP(ctx context.Context, name string) ([]netip.Addr, []string, bool, error) {
+	if r.kind == "IP" {
+		panic("test")
+	}
+	return r.Resolver.LookupIP(ctx, name)
+}
+
+func (r panicking) LookupTLSA(ctx context.Context, name string) ([]resolver.TLSA, bool, error) {
+	if r.kind == "TLSA" {
+		panic("test")
+	}
+	return r.Resolver.LookupTLSA(ctx, name)
+}
+
+// Queries are answered whatever panics in the goroutines behind them.
+func TestPanic(t *testing.T) {
+	r := stsRig(t)
+	r.dns.Add(zone + `_mta-sts.plain.example. 300 IN TXT "v=STSv1; id=1"`)
+	r.host.SetPolicy("plain.example", "version: STSv1", "mode: enforce", "mx: mx.plain.example", "max_age: 86400")
+	working, fetcher := r.Policies.resolver, r.Policies.sts.fetcher
+	for _, tt := range []struct{ kind, domain, want string }{
+		{"TXT", "plain.example", "NOTFOUND "},
+		{"TXT", "all.example", "OK dane-only"},
+		{"IP", "plain.example", "OK secure match=mx.plain.example servername=hostname"},
+		{"IP", "all.example", "NOTFOUND "},
+		{"TLSA", "all.example", "OK dane"},
+	} {
+		p := NewPolicies(panicking{working, tt.kind}, fetcher)
+		if got := p.Answer(t.Context(), TableQuery, tt.domain).String(); got != tt.want {
+			t.Errorf("%s panics: %s: %q, want %q", tt.kind, tt.domain, got, tt.want)
+		}
+		p.Close()
+	}
+	t.Run("fetch", func(t *testing.T) {
+		p := NewPolicies(working, nil) // a nil Fetcher panics
+		defer p.Close()
+		if got := p.Answer(t.Context(), TableQuery, "plain.example").String(); got != "NOTFOUND " {
+			t.Errorf("%q", got)
+		}
+	})
 }
 
 // A query does not wait for a policy host that does not answer, and the fetch goes on
@@ -324,8 +486,14 @@ func TestSlowPolicyHost(t *testing.T) {
 	proxyTarget.Store(&addr)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if p := r.Policies.sts.policy(ctx, "example.com"); p != nil {
+	c := r.Policies.sts
+	if p := c.policy(ctx, "example.com"); p != nil {
 		t.Errorf("policy %+v", p)
+	}
+	// What is known is returned at once, whatever is being fetched.
+	c.entries.Set("example.com", &stsEntry{policy: policy(nil), id: "0", expires: c.now().Add(time.Hour)})
+	if p := c.policy(t.Context(), "example.com"); p == nil || len(c.fetching) != 1 {
+		t.Errorf("policy %+v, %d fetches", p, len(c.fetching))
 	}
 }
 
@@ -426,5 +594,61 @@ func TestReceiveWithSlowStore(t *testing.T) {
 	<-done
 	if len(rec.sessions) != n {
 		t.Errorf("%d sessions, want %d", len(rec.sessions), n)
+	}
+}
+
+// What waits is bounded by its size, too.
+func TestReceiveLongDatagrams(t *testing.T) {
+	conn, path := listenEvents(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	rec := &recorder{gate: make(chan struct{})}
+	done := make(chan struct{})
+	go func() { Receive(ctx, conn, rec); close(done) }()
+	out, err := net.Dial("unixgram", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	before := testutil.ToFloat64(sessionsDropped)
+	long := event("a.example", 0)
+	long = long[:len(long)-1] + `,"x":"` + strings.Repeat("y", 150_000) + `"}`
+	const more = 30
+	most := maxWaitingBytes / len(long)
+	for range most + more {
+		if _, err := out.Write([]byte(long)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cancel()
+	close(rec.gate)
+	<-done
+	dropped := testutil.ToFloat64(sessionsDropped) - before
+	if len(rec.sessions)+int(dropped) != most+more || dropped == 0 || len(rec.sessions) < most {
+		t.Errorf("%d sessions recorded, %v dropped; want about %d and %d", len(rec.sessions), dropped, most, more)
+	}
+}
+
+// Without a store the socket is drained all the same.
+func TestReceiveWithoutStore(t *testing.T) {
+	conn, path := listenEvents(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	before := testutil.ToFloat64(sessionsDropped)
+	done := make(chan struct{})
+	go func() { Receive(ctx, conn, nil); close(done) }()
+	out, err := net.Dial("unixgram", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	const n = 100
+	for range n {
+		if _, err := out.Write([]byte(event("a.example", 0))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cancel()
+	<-done
+	if dropped := testutil.ToFloat64(sessionsDropped) - before; dropped != n {
+		t.Errorf("%v sessions dropped, want %d", dropped, n)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,10 +23,17 @@ const (
 	// dropped and counted: the socket must be drained, since Postfix does not try
 	// twice, and its queue may be only 11 datagrams long.
 	maxWaiting = 20_000
+	// maxWaitingBytes bounds the octets of the datagrams that those came in, and of
+	// those that are being recorded.
+	maxWaitingBytes = 64 << 20
 	// maxTogether is the number of sessions that are recorded in one call.
 	maxTogether = 500
-	// lastLook is how long a receiver that is to stop still reads what is there.
-	lastLook = 50 * time.Millisecond
+	// lastLook is how long a receiver that is to stop waits for another datagram,
+	// and lastDatagrams how many it still reads. Far fewer fit into the queue.
+	lastLook      = 50 * time.Millisecond
+	lastDatagrams = 10_000
+	// lastRecording is how long it then waits for the store, which may be locked.
+	lastRecording = 5 * time.Second
 	// readRetry is the pause after the socket itself failed.
 	readRetry = time.Second
 	// complainEach is how often what Postfix gets wrong is logged; it is all counted.
@@ -38,32 +46,61 @@ type Recorder interface {
 	RecordSessions(ctx context.Context, sessions []ruapost.Session) error
 }
 
+// waiting are the sessions that wait for the store.
+type waiting struct {
+	sessions chan waitingSession
+	octets   atomic.Int64
+}
+
+type waitingSession struct {
+	ruapost.Session
+	octets int // of the datagram it came in
+}
+
 // Receive reads Postfix's TLSRPT datagrams from conn and records what they tell
-// until ctx ends; then it records what it has and returns. A datagram that cannot be
-// read is counted and forgotten.
+// until ctx ends; then it records what is still there and returns. A datagram that
+// cannot be read is counted and forgotten. If rec is nil all sessions are, so that
+// Postfix does not find the socket full.
 func Receive(ctx context.Context, conn *net.UnixConn, rec Recorder) {
-	waiting := make(chan ruapost.Session, maxWaiting)
+	w := &waiting{sessions: make(chan waitingSession, maxWaiting)}
 	recorded := make(chan struct{})
+	// While nobody waits for it the store may take as long as it likes: what comes
+	// meanwhile gathers for the next call.
+	recording, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
 	go func() {
 		defer close(recorded)
-		recordAll(rec, waiting)
+		w.record(recording, rec)
 	}()
-	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Now().Add(lastLook)) })
+	stop := context.AfterFunc(ctx, func() {
+		conn.SetReadDeadline(time.Now().Add(lastLook))
+		time.AfterFunc(lastRecording, cancel)
+	})
 	defer stop()
-	receive(ctx, conn, waiting)
-	close(waiting)
+	w.receive(ctx, conn)
+	close(w.sessions)
 	<-recorded
 }
 
-// receive reads datagrams until conn is of no more use.
-func receive(ctx context.Context, conn *net.UnixConn, waiting chan<- ruapost.Session) {
+// receive reads datagrams until conn is of no more use, or ctx has ended and the
+// queue is empty.
+func (w *waiting) receive(ctx context.Context, conn *net.UnixConn) {
 	buf := make([]byte, maxDatagram)
 	var complained time.Time
-	for {
+	for left := lastDatagrams; left > 0; {
+		stopping := ctx.Err() != nil
+		if stopping {
+			// Anew for each, or datagrams would stay unread because this goroutine did
+			// not get to run: a deadline that has passed ends a read before it begins.
+			conn.SetReadDeadline(time.Now().Add(lastLook))
+			left--
+		}
 		n, _, flags, _, err := conn.ReadMsgUnix(buf, nil)
 		switch {
-		case errors.Is(err, net.ErrClosed) || ctx.Err() != nil && errors.Is(err, os.ErrDeadlineExceeded):
+		case errors.Is(err, net.ErrClosed) || stopping && errors.Is(err, os.ErrDeadlineExceeded):
 			return
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			continue // ctx ended meanwhile
 		case err != nil:
 			slog.Error("TLSRPT socket cannot be read", "err", err)
 			time.Sleep(readRetry)
@@ -86,34 +123,45 @@ func receive(ctx context.Context, conn *net.UnixConn, waiting chan<- ruapost.Ses
 		datagrams.WithLabelValues("ok").Inc()
 		for _, s := range sessions {
 			s.Time = time.Now()
-			select {
-			case waiting <- s:
-			default:
-				sessionsDropped.Inc()
-			}
+			w.add(s, n)
 		}
 	}
 }
 
-// recordAll records sessions, many in one call if many wait.
-func recordAll(rec Recorder, waiting <-chan ruapost.Session) {
-	for s := range waiting {
-		batch := []ruapost.Session{s}
+// add has s, which came in a datagram of so many octets, wait for the store, or
+// drops it.
+func (w *waiting) add(s ruapost.Session, octets int) {
+	if w.octets.Add(int64(octets)) <= maxWaitingBytes {
+		select {
+		case w.sessions <- waitingSession{s, octets}:
+			return
+		default:
+		}
+	}
+	w.octets.Add(-int64(octets))
+	sessionsDropped.Inc()
+}
+
+// record records sessions, many in one call if many wait.
+func (w *waiting) record(ctx context.Context, rec Recorder) {
+	for s := range w.sessions {
+		batch, octets := []ruapost.Session{s.Session}, s.octets
 		for more := true; more && len(batch) < maxTogether; {
 			select {
-			case next, ok := <-waiting:
+			case next, ok := <-w.sessions:
 				if more = ok; ok {
-					batch = append(batch, next)
+					batch, octets = append(batch, next.Session), octets+next.octets
 				}
 			default:
 				more = false
 			}
 		}
-		// Without an end: nobody waits for this one, and what comes meanwhile
-		// gathers for the next call.
-		if err := rec.RecordSessions(context.Background(), batch); err != nil {
+		if rec == nil {
+			sessionsDropped.Add(float64(len(batch)))
+		} else if err := rec.RecordSessions(ctx, batch); err != nil {
 			sessionsDropped.Add(float64(len(batch)))
 			slog.Error("TLS sessions could not be recorded", "sessions", len(batch), "err", err)
 		}
+		w.octets.Add(-int64(octets))
 	}
 }

@@ -43,7 +43,12 @@ type answer struct {
 	mxs   []MX
 	addrs []netip.Addr
 	tlsa  []TLSA
-	names []string // PTR or CNAME
+	names []string // PTR
+}
+
+// records returns the number of records and aliases that are kept.
+func (a *answer) records() int {
+	return len(a.chain) + len(a.txts) + len(a.mxs) + len(a.addrs) + len(a.tlsa) + len(a.names)
 }
 
 // error returns nil or a copy of a's error that the caller may keep.
@@ -184,13 +189,6 @@ func (a *answer) add(rr dns.RR) error {
 			a.names = append(a.names, name)
 			a.size += len(name)
 		}
-	case *dns.CNAME:
-		name, err := aliasTarget(rr)
-		if err != nil {
-			return err
-		}
-		a.names = append(a.names, name)
-		a.size += len(name)
 	}
 	return nil
 }

@@ -99,7 +99,6 @@ func TestDecodeMalformed(t *testing.T) {
 		{name: "loop of aliases", answer: "example.com. 60 IN CNAME a.example.\na.example. 60 IN CNAME b.example.\nb.example. 60 IN CNAME a.example.", want: "loop"},
 		{name: "too many aliases", answer: aliases(maxAliases + 1), want: "too many"},
 		{name: "alias to what is no domain name", answer: `example.com. 60 IN CNAME a\.b.example.`, want: "target of an alias"},
-		{name: "the same, asked for the alias", answer: `example.com. 60 IN CNAME a\.b.example.`, qtype: dns.TypeCNAME, want: "target of an alias"},
 		{name: "alias to the root", answer: "example.com. 60 IN CNAME .", want: "target of an alias"},
 		{name: "too many records", answer: strings.Repeat("example.net. 60 IN A 192.0.2.1\n", maxRecords+1), want: "records"},
 		{name: "too much text", answer: strings.Repeat(fmt.Sprintf("example.com. 60 IN TXT %q\n", strings.Repeat("x", 255)), maxAnswerBytes/255+1), qtype: dns.TypeTXT, want: "octets"},
@@ -182,7 +181,7 @@ func FuzzDecode(f *testing.F) {
 		}
 		f.Add(wire)
 	}
-	types := []uint16{dns.TypeTXT, dns.TypeMX, dns.TypeA, dns.TypeAAAA, dns.TypeTLSA, dns.TypePTR, dns.TypeCNAME}
+	types := []uint16{dns.TypeTXT, dns.TypeMX, dns.TypeA, dns.TypeAAAA, dns.TypeTLSA, dns.TypePTR}
 	f.Fuzz(func(t *testing.T, packet []byte) {
 		m := new(dns.Msg)
 		if m.Unpack(packet) != nil {

@@ -13,8 +13,11 @@ import (
 const (
 	// maxCacheBytes bounds the memory for answers, approximately.
 	maxCacheBytes = 32 << 20
-	// maxCacheEntries bounds the number of answers.
-	maxCacheEntries = 1 << 16
+	// entryWeight and recordWeight are what an answer and each of its records take
+	// besides their octets: structures, slice and string headers, and what the
+	// allocator rounds up.
+	entryWeight  = 512
+	recordWeight = 64
 
 	// minTTL and maxTTL bound how long an answer is kept. The lower one makes the
 	// lookups for one message agree with each other; the upper one limits the
@@ -50,10 +53,22 @@ type key struct {
 
 func (k key) fqdn() string { return k.name + "." }
 
-// flight is a lookup under way. answer may be read once done is closed.
+// flight is a lookup, which may be under way. answer may be read once done is
+// closed.
 type flight struct {
 	done   chan struct{}
 	answer *answer
+
+	// Of one under way. Resolver.mu guards waiting.
+	waiting int // callers
+	cancel  context.CancelFunc
+}
+
+// landed returns a flight that is over.
+func landed(a *answer) *flight {
+	f := &flight{done: make(chan struct{}), answer: a}
+	close(f.done)
+	return f
 }
 
 // newCache returns a cache that takes the time from now alone. It cleans up when
@@ -62,8 +77,7 @@ func newCache(now func() time.Time) (*otter.Cache[key, *answer], error) {
 	return otter.New(&otter.Options[key, *answer]{
 		MaximumWeight: maxCacheBytes,
 		Weigher: func(k key, a *answer) uint32 {
-			// The least weight is what bounds the number of entries.
-			return uint32(max(len(k.name)+a.size, maxCacheBytes/maxCacheEntries))
+			return uint32(entryWeight + len(k.name) + a.size + recordWeight*a.records())
 		},
 		ExpiryCalculator: otter.ExpiryWritingFunc(func(e otter.Entry[key, *answer]) time.Duration {
 			return e.Value.ttl
@@ -84,60 +98,84 @@ func (c cacheClock) NowNano() int64 { return int64(c.now().Sub(c.start)) }
 func (c cacheClock) Tick(time.Duration) <-chan time.Time { return nil }
 
 // lookup returns the answer to k from the cache, from a lookup already under
-// way, or from a new one. A caller whose ctx ends gets a failure at once; the
-// lookup itself goes on, because others may wait for it, now or later.
+// way, or from a new one. A caller whose ctx ends gets a failure at once.
 func (r *Resolver) lookup(ctx context.Context, k key) *answer {
-	if a, ok := r.cache.GetIfPresent(k); ok {
-		lookupsHit.Inc()
-		return a
-	}
-	if err := ctx.Err(); err != nil {
-		return failure(k, err)
-	}
-	f := r.join(k)
-	select {
-	case <-f.done:
-		return f.answer
-	case <-ctx.Done():
-		return failure(k, ctx.Err())
-	}
+	return r.wait(ctx, k, r.join(ctx, k))
 }
 
-// join returns the flight for k, which it starts if there is none.
-func (r *Resolver) join(k key) *flight {
+// join returns the flight for k, which it starts if there is none. Whoever joins
+// must wait.
+func (r *Resolver) join(ctx context.Context, k key) *flight {
+	if a, ok := r.cache.GetIfPresent(k); ok {
+		lookupsHit.Inc()
+		return landed(a)
+	}
+	if err := ctx.Err(); err != nil {
+		return landed(failure(k, err))
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if f := r.flights[k]; f != nil {
 		lookupsJoined.Inc()
+		f.waiting++
 		return f
 	}
-	f := &flight{done: make(chan struct{})}
-	switch a, ok := r.cache.GetIfPresent(k); {
-	case ok: // from a flight that landed a moment ago
+	if a, ok := r.cache.GetIfPresent(k); ok { // from a flight that landed a moment ago
 		lookupsHit.Inc()
-		f.answer = a
-		close(f.done)
-	case r.closed:
-		f.answer = failure(k, errClosed)
-		close(f.done)
-	default:
-		lookupsMiss.Inc()
-		r.flights[k] = f
-		r.running.Go(func() { r.fly(k, f) })
+		return landed(a)
 	}
+	if r.closed {
+		return landed(failure(k, errClosed))
+	}
+	lookupsMiss.Inc()
+	f := &flight{done: make(chan struct{}), waiting: 1}
+	ctx, f.cancel = context.WithTimeout(r.ctx, lookupBudget) // not the caller's, who may not be the last to wait
+	r.flights[k] = f
+	r.running.Go(func() { r.fly(ctx, k, f) })
 	return f
+}
+
+// wait returns the answer of f, which the caller has joined.
+func (r *Resolver) wait(ctx context.Context, k key, f *flight) *answer {
+	select {
+	case <-f.done: // also if ctx has ended
+		return f.answer
+	default:
+	}
+	select {
+	case <-f.done:
+		return f.answer
+	case <-ctx.Done():
+		r.leave(k, f)
+		return failure(k, ctx.Err())
+	}
+}
+
+// leave ends f when nobody waits for it any more: names whose servers are silent
+// would else pile up, since lookupBudget is longer than most callers wait.
+func (r *Resolver) leave(k key, f *flight) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if f.waiting--; f.waiting == 0 && r.flights[k] == f {
+		delete(r.flights, k) // who asks from now on does not get the failure
+		f.cancel()
+	}
 }
 
 // fly carries out the flight f for k. The answer is in the cache before the
 // flight is over, so that there is no gap in which k would be asked for again.
-func (r *Resolver) fly(k key, f *flight) {
-	ctx, cancel := context.WithTimeout(r.ctx, lookupBudget)
-	defer cancel()
-	f.answer = r.query(ctx, k)
-	r.cache.Set(k, f.answer)
-
+func (r *Resolver) fly(ctx context.Context, k key, f *flight) {
+	defer f.cancel()
+	if err := Safely(k.name, func() { f.answer = r.query(ctx, k) }); err != nil {
+		f.answer = failure(k, err)
+	}
+	if !errors.Is(ctx.Err(), context.Canceled) { // else it may have failed for that alone
+		r.cache.Set(k, f.answer)
+	}
 	r.mu.Lock()
-	delete(r.flights, k)
+	if r.flights[k] == f {
+		delete(r.flights, k)
+	}
 	r.mu.Unlock()
 	close(f.done)
 }

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"ruapost"
 	"ruapost/internal/dnstest"
@@ -66,12 +69,15 @@ func TestCacheKeepsTypesApart(t *testing.T) {
 
 func TestCacheBounds(t *testing.T) {
 	for _, tt := range []struct {
-		name         string
-		size, offers int
-		most         int
+		name   string
+		answer answer
+		offers int
+		most   int
 	}{
-		{"entries", 0, maxCacheEntries + 5000, maxCacheEntries},
-		{"octets", maxAnswerBytes, 3 * maxCacheBytes / maxAnswerBytes, maxCacheBytes / maxAnswerBytes},
+		{"entries", answer{}, maxCacheBytes/entryWeight + 5000, maxCacheBytes / entryWeight},
+		{"octets", answer{size: maxAnswerBytes}, 3 * maxCacheBytes / maxAnswerBytes, maxCacheBytes / maxAnswerBytes},
+		{"records", answer{txts: make([]string, maxRecords)}, 10_000, maxCacheBytes / (maxRecords * recordWeight)},
+		{"aliases", answer{chain: make([]string, maxAliases)}, 50_000, maxCacheBytes / (maxAliases * recordWeight)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c, err := newCache(newClock().Now)
@@ -80,14 +86,53 @@ func TestCacheBounds(t *testing.T) {
 			}
 			defer c.StopAllGoroutines()
 			for i := range tt.offers {
-				c.Set(key{fmt.Sprint(i), dns.TypeA}, &answer{ttl: maxTTL, size: tt.size})
+				c.Set(key{fmt.Sprint(i), dns.TypeA}, &tt.answer)
 			}
 			c.CleanUp()
 			if n := c.EstimatedSize(); n > tt.most || n < tt.most/2 {
-				t.Errorf("%d entries of %d octets, want no more than %d", n, tt.size, tt.most)
+				t.Errorf("%d entries, want no more than %d", n, tt.most)
 			}
 		})
 	}
+}
+
+// The memory is what the bound says, also for answers of many records with next to
+// nothing in them.
+func TestCacheMemory(t *testing.T) {
+	c, err := newCache(newClock().Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.StopAllGoroutines()
+	records := strings.Repeat("example.com. 60 IN TXT xy\n", 250)
+	m := message(t, dns.RcodeSuccess, records, "")
+	wire, err := m.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	heap := func() uint64 {
+		runtime.GC()
+		var stats runtime.MemStats
+		runtime.ReadMemStats(&stats)
+		return stats.HeapAlloc
+	}
+	before := heap()
+	for i := range 5_000 {
+		m := new(dns.Msg) // with texts of its own
+		if err := m.Unpack(wire); err != nil {
+			t.Fatal(err)
+		}
+		a, err := decode(m, key{"example.com", dns.TypeTXT})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Set(key{fmt.Sprint(i), dns.TypeTXT}, a)
+	}
+	c.CleanUp()
+	if after := heap(); after > before+maxCacheBytes {
+		t.Errorf("%d MB for %d answers, want no more than %d", (after-before)>>20, c.EstimatedSize(), maxCacheBytes>>20)
+	}
+	runtime.KeepAlive(c)
 }
 
 // blockServer makes the server wait with its answers until release is called.
@@ -108,7 +153,7 @@ func TestSingleFlight(t *testing.T) {
 	arrived, release := blockServer(s)
 	defer release()
 	k := key{"example.com", dns.TypeTXT}
-	first := r.join(k)
+	first := r.join(t.Context(), k)
 	<-arrived
 	var wg sync.WaitGroup
 	for range 50 {
@@ -118,7 +163,7 @@ func TestSingleFlight(t *testing.T) {
 			}
 		})
 	}
-	if r.join(k) != first {
+	if r.join(t.Context(), k) != first {
 		t.Error("two lookups under way for one question")
 	}
 	release()
@@ -140,7 +185,7 @@ func TestCancelledCaller(t *testing.T) {
 		errs <- err
 	}()
 	<-arrived
-	f := r.join(key{"example.com", dns.TypeTXT}) // another caller
+	f := r.join(t.Context(), key{"example.com", dns.TypeTXT}) // another caller
 	cancel()
 	err := <-errs
 	checkError(t, err, "temporary")
@@ -154,6 +199,82 @@ func TestCancelledCaller(t *testing.T) {
 	}
 	if q := s.Queries(); len(q) != 1 {
 		t.Errorf("queries %q, want one", q)
+	}
+}
+
+// A lookup that nobody waits for any more ends at once and leaves nothing behind,
+// not even its failure.
+func TestLastCallerGone(t *testing.T) {
+	r, s := start(t, "example.com. 300 IN TXT x")
+	s.SetRcode("example.com", -1)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	k := key{"example.com", dns.TypeTXT}
+	f := r.join(ctx, k)
+	for range 2 {
+		other := r.join(ctx, k)
+		wg.Go(func() { checkError(t, r.wait(ctx, k, other).error(), "temporary") })
+	}
+	cancel()
+	wg.Wait()
+	select {
+	case <-f.done:
+		t.Fatal("ended although one still waits")
+	default:
+	}
+	r.wait(ctx, k, f)
+	<-f.done
+	if len(r.slots) != 0 || len(r.flights) != 0 {
+		t.Errorf("%d slots taken, %d flights", len(r.slots), len(r.flights))
+	}
+	s.SetRcode("example.com", dns.RcodeSuccess)
+	if txts, _, err := r.LookupTXT(t.Context(), "example.com"); len(txts) != 1 || err != nil {
+		t.Error(txts, err)
+	}
+}
+
+// Whoever asks for many names of silent servers and gives up takes no time from
+// others.
+func TestSilentNames(t *testing.T) {
+	r, s := start(t, "example.com. 300 IN TXT x")
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	s.Handle(func(_ dns.ResponseWriter, q *dns.Msg) bool { return q.Question[0].Name != "example.com." })
+	for i := range maxConcurrent {
+		k := key{fmt.Sprintf("n%d.example", i), dns.TypeTXT}
+		f := r.join(ctx, k)
+		wg.Go(func() { r.wait(ctx, k, f) })
+	}
+	cancel()
+	wg.Wait()
+	if txts, _, err := r.LookupTXT(t.Context(), "example.com"); len(txts) != 1 || err != nil {
+		t.Error(txts, err)
+	}
+}
+
+// With many queries under way a silent server is not tried again.
+func TestBusy(t *testing.T) {
+	r, s := start(t, "")
+	s.SetRcode("example.com", -1)
+	r.timeout = 100 * time.Millisecond
+	for range maxConcurrent/2 + 1 {
+		r.slots <- struct{}{}
+	}
+	_, _, err := r.LookupTXT(t.Context(), "example.com")
+	checkError(t, err, "timeout")
+	if q := s.Queries(); len(q) != 1 {
+		t.Errorf("queries %q, want one", q)
+	}
+}
+
+func TestPanic(t *testing.T) {
+	r, _ := start(t, "")
+	before := testutil.ToFloat64(panics)
+	r.now = func() time.Time { panic("test\r\n") }
+	_, _, _, err := r.LookupIP(t.Context(), "example.com")
+	checkError(t, err, "temporary")
+	if n := testutil.ToFloat64(panics) - before; n != 2 || len(r.slots) != 0 || len(r.flights) != 0 {
+		t.Errorf("%v panics counted, %d slots taken, %d flights", n, len(r.slots), len(r.flights))
 	}
 }
 

@@ -3,10 +3,21 @@ package resolver
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net"
+	"runtime/debug"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"ruapost"
 )
+
+var panics = promauto.NewCounter(prometheus.CounterOpts{
+	Name: "ruapost_lookup_panics_total",
+	Help: "Lookups in DNS, and fetches of MTA-STS policies, that panicked and count as failed.",
+})
 
 // errNXDomain is inside the errors for names that do not exist.
 var errNXDomain = errors.New("no such domain")
@@ -28,6 +39,22 @@ func IsNXDomain(err error) bool {
 func IsTemporary(err error) bool {
 	var e *net.DNSError
 	return errors.As(err, &e) && (e.IsTemporary || e.IsTimeout)
+}
+
+// Safely runs lookup, which looks something up about name, and turns a panic into
+// a temporary error, logged with its stack. Goroutines of lookups need it: nothing
+// else would keep a panic there from ending the program.
+func Safely(name string, lookup func()) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			panics.Inc()
+			err = temporary(name, fmt.Errorf("panic: %v", p))
+			slog.Error("panic, lookup counts as failed", "name", ruapost.Clean(name, 253),
+				"panic", ruapost.Clean(fmt.Sprint(p), 500), "stack", string(debug.Stack()))
+		}
+	}()
+	lookup()
+	return nil
 }
 
 func nxDomain(name string) *net.DNSError {

@@ -47,7 +47,7 @@ var (
 
 // query asks one server after the other for k until one has an answer. A server
 // that fails is not asked again; one that is silent or out of reach is, since the
-// network may have lost the packet.
+// network may have lost the packet, unless many queries are under way.
 func (r *Resolver) query(ctx context.Context, k key) *answer {
 	select {
 	case r.slots <- struct{}{}:
@@ -57,7 +57,11 @@ func (r *Resolver) query(ctx context.Context, k key) *answer {
 	}
 	var failed *answer
 	servers := r.order()
-	for range rounds {
+	tries := rounds
+	if len(r.slots) > maxConcurrent/2 {
+		tries = 1
+	}
+	for range tries {
 		var silent []server
 		for i, s := range servers {
 			a, heard, err := r.ask(ctx, s, k)

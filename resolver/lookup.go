@@ -70,17 +70,6 @@ func (r *Resolver) LookupIP(ctx context.Context, name string) (ips []netip.Addr,
 	return slices.Clone(a.addrs), slices.Clone(a.chain), a.authentic, a.error()
 }
 
-// LookupCNAME returns the name that name is an alias for; aliases of that one are
-// not followed. It tells whether the alias itself is authentic, where LookupIP
-// can only tell it for everything up to the addresses (RFC 7672 2.1.3).
-func (r *Resolver) LookupCNAME(ctx context.Context, name string) (target string, authentic bool, err error) {
-	a := r.get(ctx, name, dns.TypeCNAME)
-	if a.err != nil {
-		return "", a.authentic, a.error()
-	}
-	return a.names[0], a.authentic, nil
-}
-
 // LookupTLSA returns the TLSA records at name, such as _25._tcp.mx.example.com.
 func (r *Resolver) LookupTLSA(ctx context.Context, name string) (tlsa []TLSA, authentic bool, err error) {
 	a := r.get(ctx, name, dns.TypeTLSA)
@@ -129,10 +118,9 @@ func (r *Resolver) get(ctx context.Context, name string, qtype uint16) *answer {
 
 // bothFamilies asks for the IPv4 and IPv6 addresses of domain at the same time.
 func (r *Resolver) bothFamilies(ctx context.Context, domain string) (v4, v6 *answer) {
-	ch := make(chan *answer, 1)
-	go func() { ch <- r.lookup(ctx, key{domain, dns.TypeAAAA}) }()
-	v4 = r.lookup(ctx, key{domain, dns.TypeA})
-	return v4, <-ch
+	k4, k6 := key{domain, dns.TypeA}, key{domain, dns.TypeAAAA}
+	f4, f6 := r.join(ctx, k4), r.join(ctx, k6)
+	return r.wait(ctx, k4, f4), r.wait(ctx, k6, f6)
 }
 
 // merge returns the answer of LookupIP.

@@ -45,11 +45,13 @@ const (
 	// defaultTimeout is how long a server may take for an answer.
 	defaultTimeout = 2 * time.Second
 	// lookupBudget is the time for one lookup with all its tries. A caller may
-	// give up earlier; the lookup goes on for the others and for the cache.
+	// give up earlier; the lookup goes on for as long as others wait for it.
 	lookupBudget = 10 * time.Second
 	// maxConcurrent bounds the queries, and with them the sockets, that are open
-	// at a time. Lookups past it wait, at the cost of their budget.
-	maxConcurrent = 256
+	// at a time. Lookups past it wait, at the cost of their budget. Past a half of
+	// it silent servers are not tried again, so that whoever asks for names that
+	// nobody answers for keeps a place for a third of the time.
+	maxConcurrent = 2000
 
 	resolvConf = "/etc/resolv.conf"
 )

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/miekg/dns"
@@ -12,9 +13,10 @@ import (
 )
 
 // SPF answers the questions of one SPF check, in the form of package net. It is
-// the DNSResolver of blitiri.com.ar/go/spf. Unlike LookupIP it asks for addresses
-// of the client's family alone, and fails if that fails: RFC 7208 5 wants a
-// temporary error where a part of the addresses would make a client fail.
+// the DNSResolver of blitiri.com.ar/go/spf. Unlike LookupIP it fails if the lookup
+// for addresses of the client's family fails: RFC 7208 5 wants a temporary error
+// where a part of the addresses would make a client fail. Names may have what
+// macros put into them (RFC 7208 7.3).
 type SPF struct {
 	r      *Resolver
 	client netip.Addr
@@ -27,23 +29,35 @@ func (r *Resolver) SPF(client netip.Addr) SPF {
 
 // LookupTXT returns the texts of domain's TXT records.
 func (s SPF) LookupTXT(ctx context.Context, domain string) ([]string, error) {
-	txts, _, err := s.r.LookupTXT(ctx, domain)
-	return txts, err
+	a := s.get(ctx, domain, dns.TypeTXT)
+	return slices.Clone(a.txts), a.error()
 }
 
 // LookupMX returns the mail exchangers of domain, the most preferred first.
 func (s SPF) LookupMX(ctx context.Context, domain string) ([]*net.MX, error) {
-	mxs, _, err := s.r.LookupMX(ctx, domain)
+	a := s.get(ctx, domain, dns.TypeMX)
 	var out []*net.MX
-	for _, mx := range mxs {
+	for _, mx := range a.mxs {
 		out = append(out, &net.MX{Host: mx.Host + ".", Pref: mx.Pref})
 	}
-	return out, err
+	return out, a.error()
+}
+
+// get returns the answer for name.
+func (s SPF) get(ctx context.Context, name string, qtype uint16) *answer {
+	domain, ok := spfName(name)
+	if !ok {
+		return &answer{err: nxDomain(name)}
+	}
+	return s.r.lookup(ctx, key{domain, qtype})
 }
 
 // LookupIPAddr returns the addresses of host: IPv4 addresses, and for an IPv6
 // client also IPv6 addresses, because the exists mechanism looks for IPv4
-// addresses whatever the client is (RFC 7208 5.7).
+// addresses whatever the client is (RFC 7208 5.7). For an IPv6 client, a failure
+// to find the IPv4 addresses is an error only if there are no IPv6 addresses: a
+// host that has some is not what exists is used with, and all else asks only for
+// those (RFC 7208 5).
 func (s SPF) LookupIPAddr(ctx context.Context, host string) ([]net.IPAddr, error) {
 	name, ok := spfName(host)
 	if !ok {
@@ -54,13 +68,8 @@ func (s SPF) LookupIPAddr(ctx context.Context, host string) ([]net.IPAddr, error
 		a = s.r.lookup(ctx, key{name, dns.TypeA})
 	} else {
 		v4, v6 := s.r.bothFamilies(ctx, name)
-		switch {
-		case rank(v4.err) == rankFailed:
-			a = v4
-		case rank(v6.err) == rankFailed:
+		if a = merge(v4, v6); rank(v6.err) == rankFailed {
 			a = v6
-		default:
-			a = merge(v4, v6)
 		}
 	}
 	var ips []net.IPAddr

@@ -5,9 +5,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
-	"sync"
 
 	"ruapost/bboltstore"
 	"ruapost/config"
@@ -25,15 +25,6 @@ const maxConnections = 1000
 func main() { daemon.Main("ruapost-tlspolicy", run) }
 
 func run(ctx context.Context, cfg *config.Config) (err error) {
-	store, err := bboltstore.Open(cfg.Store.Path)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if cerr := store.Close(); err == nil {
-			err = cerr
-		}
-	}()
 	dns, err := resolver.New(resolver.Config{Servers: cfg.DNS.Servers})
 	if err != nil {
 		return err
@@ -43,15 +34,14 @@ func run(ctx context.Context, cfg *config.Config) (err error) {
 	if err != nil {
 		return err
 	}
-	var wg sync.WaitGroup
-	defer wg.Wait() // before the store is closed
 	if cfg.TLSPolicy.TLSRPT.Network != "" {
-		events, err := daemon.ListenPacket("tlsrpt", cfg.TLSPolicy.TLSRPT)
-		if err != nil {
+		var events *net.UnixConn
+		if events, err = daemon.ListenPacket("tlsrpt", cfg.TLSPolicy.TLSRPT); err != nil {
 			return err
 		}
-		defer events.Close()
-		wg.Go(func() { outbound.Receive(ctx, events, store) })
+		recorded := make(chan error, 1)
+		go func() { recorded <- record(ctx, events, cfg.Store.Path) }()
+		defer func() { err = errors.Join(err, <-recorded) }()
 	}
 	policies := outbound.NewPolicies(dns, &mtasts.Fetcher{Resolver: dns})
 	defer policies.Close()
@@ -64,4 +54,18 @@ func run(ctx context.Context, cfg *config.Config) (err error) {
 	}}
 	server.Serve(ctx, listeners...)
 	return nil
+}
+
+// record records what events tells of until ctx ends. Without a store it goes on
+// all the same: Postfix's mail needs the policies, and room in the socket.
+func record(ctx context.Context, events *net.UnixConn, path string) error {
+	defer events.Close()
+	store, err := bboltstore.Open(path)
+	if err != nil {
+		slog.Error("TLS sessions are not recorded", "err", err)
+		outbound.Receive(ctx, events, nil)
+		return nil
+	}
+	outbound.Receive(ctx, events, store)
+	return store.Close()
 }
