@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -372,7 +373,82 @@ func runWriter(t *testing.T, path string, who byte) (acknowledged int64) {
 	return acknowledged
 }
 
+// A disk that is full, here a limit on the size of files in a process of its own,
+// costs nothing but time: rows wait and are written when there is room.
+func TestFullDisk(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "BBOLTSTORE_TEST_FULL="+path)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	gs := groups(t, openStore(t, path), noon.Add(24*time.Hour))
+	if len(gs) != 1 || gs[0].Total != fullRecords || gs[0].Rows != fullRecords {
+		t.Errorf("groups %+v", gs)
+	}
+}
+
+const fullRecords = 500
+
+// recordOnFullDisk is the process of TestFullDisk.
+func recordOnFullDisk(path string) error {
+	signal.Ignore(syscall.SIGXFSZ)
+	s, err := Open(path)
+	if err != nil {
+		return err
+	}
+	e := func(i int) *ruapost.Evaluation {
+		e := evaluation("example.com", 1)
+		e.Result.DKIM[0].Reason = fmt.Sprintf("%01000d", i)
+		return e
+	}
+	if err := s.RecordEvaluation(context.Background(), e(0)); err != nil {
+		return err
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &limit); err != nil {
+		return err
+	}
+	room := limit
+	limit.Cur = uint64(st.Size())
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit); err != nil {
+		return err
+	}
+	late := 0
+	for i := 1; i < fullRecords-1; i++ {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+		err := s.RecordEvaluation(ctx, e(i))
+		cancel()
+		if errors.Is(err, ErrQueued) {
+			late++
+		} else if err != nil {
+			return err
+		}
+	}
+	if late < 100 {
+		return fmt.Errorf("only %d records were late", late)
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &room); err != nil {
+		return err
+	}
+	if err := s.RecordEvaluation(context.Background(), e(fullRecords-1)); err != nil {
+		return err
+	}
+	return s.Close()
+}
+
 func TestMain(m *testing.M) {
+	if path := os.Getenv("BBOLTSTORE_TEST_FULL"); path != "" {
+		if err := recordOnFullDisk(path); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	if path := os.Getenv("BBOLTSTORE_TEST_WRITER"); path != "" {
 		write(path)
 		return
