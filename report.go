@@ -101,7 +101,8 @@ type Recipient struct {
 	// destination's consent was asked for in vain.
 	Attempts  int       `json:"attempts,omitempty"`
 	NotBefore time.Time `json:"not_before,omitzero"`
-	// Last is the time of the last attempt.
+	// First and Last are the times of the first and the last of these attempts.
+	First time.Time `json:"first,omitzero"`
 	Last  time.Time `json:"last,omitzero"`
 	Error string    `json:"error,omitempty"`
 }

@@ -106,6 +106,14 @@ listen = "tcp:[::1]:9184"
 	}
 }
 
+// A number is no domain name, but a selector (RFC 6376 3.1).
+func TestNumericSelector(t *testing.T) {
+	c, err := parse("f.toml", "[dkim]\ndomain = 'example.org'\nselector = '20261122'\nkey_file = '/k'\n", testHost)
+	if err != nil || c.DKIM.Selector != "20261122" {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
 func TestDerivedDefaults(t *testing.T) {
 	c, err := parse("ruapost.toml", `report_domain = "other.example"`, testHost)
 	if err != nil {
@@ -190,7 +198,7 @@ func TestErrors(t *testing.T) {
 
 		{
 			"from with name", "[reporter]\nfrom = \"R <r@example.org>\"\n",
-			`f.toml:2: reporter.from: "R <r@example.org>": not a plain mail address; expected a mail address such as "reports@example.org"`,
+			`f.toml:2: reporter.from: "R <r@example.org>": not a mail address: no "@" after the local part; expected a mail address such as "reports@example.org"`,
 		},
 		{
 			"from like an option", "[reporter]\nfrom = \"-r@example.org\"\n",
@@ -206,7 +214,15 @@ func TestErrors(t *testing.T) {
 		},
 		{
 			"from at an address", "[reporter]\nfrom = 'r@[192.0.2.1]'\n",
-			`f.toml:2: reporter.from: not a domain name: character '[': "[192.0.2.1]"; expected a mail address such as "reports@example.org"`,
+			`f.toml:2: reporter.from: not a mail address: not a domain name: character '[': "[192.0.2.1]"; expected a mail address such as "reports@example.org"`,
+		},
+		{
+			"from too long", "[reporter]\nfrom = '" + strings.Repeat("r", 65) + "@example.org'\n",
+			`f.toml:2: reporter.from: "` + strings.Repeat("r", 65) + `@example.org": not a mail address: local part is longer than 64 octets; expected a mail address such as "reports@example.org"`,
+		},
+		{
+			"selector", "[dkim]\nselector = 'a b'\n",
+			`f.toml:2: dkim.selector: "a b": not a selector; expected a selector such as "mail2026", or "" for none`,
 		},
 		{
 			"sendmail by name", "[reporter]\nsendmail = [\"sendmail\", \"-i\"]\n",

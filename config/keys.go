@@ -4,15 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/mail"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"ruapost"
+	"ruapost/internal/mailtouri"
 )
 
 // Bounds of store.record_timeout. Postfix waits 30 s for the answer to most
@@ -58,7 +57,7 @@ func (c *Config) keys() map[string]setter {
 		"reporter.outbox":   one(&c.Reporter.Outbox, aFile, parsePath),
 
 		"dkim.domain":   one(&c.DKIM.Domain, aDomain+`, or "" for none`, optional(ruapost.ParseDomain)),
-		"dkim.selector": one(&c.DKIM.Selector, `a selector such as "mail2026", or "" for none`, optional(ruapost.ParseDomain)),
+		"dkim.selector": one(&c.DKIM.Selector, `a selector such as "mail2026", or "" for none`, optional(parseSelector)),
 		"dkim.key_file": one(&c.DKIM.KeyFile, aFile+`, or "" for none`, optional(parsePath)),
 
 		"metrics.listen": one(&c.Metrics, `a socket "tcp:HOST:PORT", or "" for none`, optional(parseMetrics)),
@@ -275,20 +274,26 @@ func parseUnix(s string) (Listen, error) {
 // parseAddress accepts a mail address without a display name. The local part is
 // unquoted, as it has to pass through a command line and logs.
 func parseAddress(s string) (string, error) {
-	address, err := mail.ParseAddress(s)
-	if err != nil || address.Address != s || strings.HasPrefix(s, "-") {
+	address, err := mailtouri.ParseAddress(s)
+	switch {
+	case err != nil:
+		return "", err
+	case strings.HasPrefix(s, "-"), strings.HasPrefix(s, `"`):
 		return "", errors.New("not a plain mail address")
-	}
-	at := strings.LastIndexByte(s, '@')
-	local := s[:at]
-	if strings.ContainsFunc(local, func(r rune) bool { return r >= utf8.RuneSelf }) {
+	case mailtouri.NeedsSMTPUTF8(address):
 		return "", errors.New("local part is not ASCII")
 	}
-	domain, err := ruapost.ParseDomain(s[at+1:])
+	return address, nil
+}
+
+// parseSelector accepts a DKIM selector, which may be a number.
+func parseSelector(s string) (string, error) {
+	const suffix = "._domainkey.example"
+	name, err := ruapost.ParseDomain(s + suffix)
 	if err != nil {
-		return "", err
+		return "", errors.New("not a selector")
 	}
-	return local + "@" + domain, nil
+	return strings.TrimSuffix(name, suffix), nil
 }
 
 // parseArgument accepts what can be an argument of a program.

@@ -29,6 +29,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -51,8 +52,8 @@ var ErrUsage = errors.New("usage error")
 // configuration, logs to stderr and calls run, whose context ends on SIGTERM and
 // SIGINT; a second signal kills.
 //
-// The exit status is 0 when run returns nil, or context.Canceled after a signal;
-// 1 when it returns an error; 2 when flags or configuration are wrong, in which
+// The exit status is 0 when run returns nil, or nothing but context.Canceled after a
+// signal; 1 when it returns an error; 2 when flags or configuration are wrong, in which
 // case run is not called.
 func Main(name string, run func(ctx context.Context, cfg *config.Config) error) {
 	Command(name, "", func(ctx context.Context, cfg *config.Config, args []string) error {
@@ -126,10 +127,22 @@ func (p *program) runUntilSignal(cfg *config.Config, args []string) error {
 	})
 	defer unregister() // before stop, which ends ctx as well
 	err := p.run(ctx, cfg, args)
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+	if ctx.Err() != nil && isStop(err) {
 		return nil
 	}
 	return err
+}
+
+// isStop says whether err is context.Canceled, wrapped or joined with nothing but
+// itself: a fault beside it is a fault.
+func isStop(err error) bool {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return !slices.ContainsFunc(joined.Unwrap(), func(err error) bool { return !isStop(err) })
+	}
+	if wrapped := errors.Unwrap(err); wrapped != nil {
+		return isStop(wrapped)
+	}
+	return err == context.Canceled
 }
 
 // loadConfig reads the file, or the default one if none was named. Only the

@@ -336,3 +336,22 @@ func TestJournalNeedsNoTime(t *testing.T) {
 		}
 	}
 }
+
+func TestStopIsNoFault(t *testing.T) {
+	stop := fmt.Errorf("store: %w", context.Canceled)
+	fault := errors.New("disk full")
+	for _, tt := range []struct {
+		err  error
+		want bool
+	}{
+		{context.Canceled, true},
+		{errors.Join(stop, context.Canceled), true},
+		{errors.Join(fault, stop), false},
+		{fmt.Errorf("%w: %w", fault, context.Canceled), false},
+		{context.DeadlineExceeded, false},
+	} {
+		if got := isStop(tt.err); got != tt.want {
+			t.Errorf("%q: %v", tt.err, got)
+		}
+	}
+}

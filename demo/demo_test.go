@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,9 +36,22 @@ func TestDemo(t *testing.T) {
 	if now := time.Now().UTC(); now.Hour() == 23 && now.Minute() >= 59 {
 		time.Sleep(time.Until(now.Truncate(time.Minute).Add(time.Minute)))
 	}
+	// Whatever else is in the folder is none of the demonstration's business.
+	notOurs, earlier := filepath.Join(out, "notes.txt"), filepath.Join(out, "mails", "earlier.eml")
+	for _, f := range []string{notOurs, earlier} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(f), 0o755), os.WriteFile(f, []byte("x"), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	var said bytes.Buffer
 	if err := run(bin, out, &said); err != nil {
 		t.Fatalf("%v\n%s", err, &said)
+	}
+	if _, err := os.Stat(notOurs); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(earlier); err == nil {
+		t.Error("the mails of an earlier run are still there")
 	}
 	counts := map[string]int64{}
 	var types []string

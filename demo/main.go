@@ -28,7 +28,7 @@ func main() {
 		err = takeMail(os.Args[2], os.Args[len(os.Args)-1])
 	} else {
 		bin := flag.String("bin", "bin", "folder with the three programs")
-		out := flag.String("out", "demo-output", "folder to leave the results in, emptied first")
+		out := flag.String("out", "demo-output", "folder to leave the results in, in the place of earlier ones")
 		flag.Parse()
 		err = run(*bin, *out, os.Stdout)
 	}
@@ -65,11 +65,10 @@ func run(bin, out string, say io.Writer) (err error) {
 	if d.out, err = filepath.Abs(out); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(d.out); err != nil {
-		return err
-	}
+	// Of an earlier run; what else is there is not ours. The log is written anew.
 	for _, dir := range []string{"mails", "decoded"} {
-		if err := os.MkdirAll(filepath.Join(d.out, dir), 0o755); err != nil {
+		dir = filepath.Join(d.out, dir)
+		if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o755)); err != nil {
 			return err
 		}
 	}

@@ -19,13 +19,11 @@ type version struct {
 	number  string // as Postfix calls itself, without the patch level
 	release string // the Debian it comes with, and its folder
 	tlsrpt  bool   // whether it reports TLS sessions
-	// mainCf and masterCf are what contrib/postfix has for it to add to those
-	// files; masterCf may be empty.
-	mainCf, masterCf string
+	mainCf  string // what contrib/postfix has for it to add to main.cf
 }
 
 var versions = []version{
-	{number: "3.7", release: "bookworm", mainCf: "main.cf-3.4-to-3.9", masterCf: "master.cf-3.4-to-3.9"},
+	{number: "3.7", release: "bookworm", mainCf: "main.cf-3.4-to-3.9"},
 	{number: "3.10", release: "trixie", tlsrpt: true, mainCf: "main.cf-3.10"},
 }
 

@@ -74,12 +74,7 @@ func install(t *testing.T, w *world, p *postfix) *installation {
 	p.write("etc/ruapost/dkim.pem", string(keyPEM))
 	p.write("etc/ruapost/ruapost.toml", configuration)
 
-	// In main.cf the reports' address is an example.
-	mainCf := strings.ReplaceAll(r.contrib("postfix/"+p.version.mainCf), "reports@example.org", reportFrom)
-	p.write("etc/postfix/main.cf", baseMainCf+mainCf)
-	if p.version.masterCf != "" {
-		p.write("etc/postfix/master.cf", p.read("etc/postfix/master.cf")+r.contrib("postfix/"+p.version.masterCf))
-	}
+	p.write("etc/postfix/main.cf", baseMainCf+r.contrib("postfix/"+p.version.mainCf))
 	return r
 }
 

@@ -33,16 +33,14 @@ func (r *Reporter) contentFile(rep *ruapost.Report) string {
 // or not at all. If it is there already an earlier run was ended before it could
 // note that; the rows are the same, so it is left as it is.
 func (r *Reporter) freeze(ctx context.Context, rep *ruapost.Report) error {
-	if _, err := os.Stat(r.contentFile(rep)); err == nil {
-		return nil
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("reporting: outbox: %w", err)
+	if there, err := exists(r.contentFile(rep)); there || err != nil {
+		return err
 	}
 	fresh := filepath.Join(r.Outbox, ".new-"+rep.ID)
 	if err := os.RemoveAll(fresh); err != nil {
 		return fmt.Errorf("reporting: outbox: %w", err)
 	}
-	if err := os.Mkdir(fresh, 0o770); err != nil {
+	if err := mkdir(fresh); err != nil {
 		return fmt.Errorf("reporting: outbox: %w", err)
 	}
 	err := writeFile(filepath.Join(fresh, filepath.Base(r.contentFile(rep))), func(w io.Writer) error {
@@ -56,7 +54,7 @@ func (r *Reporter) freeze(ctx context.Context, rep *ruapost.Report) error {
 		err = errors.Join(syncDir(fresh), os.Rename(fresh, r.dir(rep)), syncDir(r.Outbox))
 	}
 	if err != nil {
-		return fmt.Errorf("reporting: compose report %s about %s: %w", rep.ID, rep.Domain, err)
+		return fmt.Errorf("reporting: compose report %s about %s: %w", rep.ID, rep.Domain, errors.Join(err, os.RemoveAll(fresh)))
 	}
 	return nil
 }
@@ -102,14 +100,48 @@ func (r *Reporter) tlsPolicies(ctx context.Context, groups []ruapost.Group) iter
 	}
 }
 
-// writeFile writes a file that is safely on disk when writeFile returns.
+// What is in the outbox belongs to its group, whatever the umask: a run by root must
+// not lock out those of the timer.
+const (
+	fileMode   = 0o660
+	folderMode = 0o770
+)
+
+// mkdir makes a folder; a setgid bit that it inherits stays.
+func mkdir(path string) error {
+	if err := os.Mkdir(path, folderMode); err != nil {
+		return err
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	return os.Chmod(path, st.Mode()&fs.ModeSetgid|folderMode)
+}
+
+func exists(path string) (bool, error) {
+	_, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("reporting: outbox: %w", err)
+	}
+	return true, nil
+}
+
+// writeFile writes a file, in the place of one that an earlier run did not finish,
+// that is safely on disk when writeFile returns.
 func writeFile(path string, write func(io.Writer) error) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o660)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
 	if err != nil {
 		return err
 	}
 	w := bufio.NewWriterSize(f, 64<<10)
-	if err := write(w); err != nil {
+	if err := errors.Join(f.Chmod(fileMode), write(w)); err != nil {
 		f.Close()
 		return err
 	}

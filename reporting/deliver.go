@@ -7,15 +7,13 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"syscall"
+	"slices"
+	"sync"
+	"time"
 
 	"ruapost"
 )
-
-// exTempfail is sendmail's exit status for "try again later" (sysexits.h).
-const exTempfail = 75
 
 // deliver serves the recipients that are due.
 func (r *Reporter) deliver(ctx context.Context, rep *ruapost.Report) error {
@@ -24,7 +22,7 @@ func (r *Reporter) deliver(ctx context.Context, rep *ruapost.Report) error {
 	}
 	for i := range rep.Recipients {
 		rc := &rep.Recipients[i]
-		if rc.State != ruapost.RecipientWaiting || !rc.Accepted || rc.NotBefore.After(r.now()) {
+		if !r.isDue(rc) || !rc.Accepted {
 			continue
 		}
 		if err := ctx.Err(); err != nil {
@@ -37,60 +35,93 @@ func (r *Reporter) deliver(ctx context.Context, rep *ruapost.Report) error {
 	return nil
 }
 
+func (r *Reporter) isDue(rc *ruapost.Recipient) bool {
+	return rc.State == ruapost.RecipientWaiting && !rc.NotBefore.After(r.now())
+}
+
+// answer is what accept returned for a recipient that was asked.
+type answer struct {
+	asked   bool
+	instead []ruapost.Recipient
+	err     error
+}
+
 // askRecipients asks those recipients that are due whether they accept the report,
-// and notes the answers. One may put others in its place.
+// and notes the answers.
 func (r *Reporter) askRecipients(ctx context.Context, rep *ruapost.Report) error {
-	var list []ruapost.Recipient
-	asked := false
-	for _, rc := range rep.Recipients {
-		instead := []ruapost.Recipient{rc}
-		if rc.State == ruapost.RecipientWaiting && !rc.Accepted && !rc.NotBefore.After(r.now()) {
-			asked = true
-			var err error
-			instead, err = r.accept(ctx, rep.Domain, rc)
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			if err != nil {
-				rc.Attempts++
-				if errors.Is(err, errRefused) {
-					r.giveUp(rep, &rc, err)
-				} else {
-					r.putOff(rep, &rc, err)
-				}
-				instead = []ruapost.Recipient{rc}
-			}
-		}
-		for _, n := range instead {
-			list = addRecipient(list, n)
-		}
+	answers := r.ask(ctx, rep)
+	asked := slices.ContainsFunc(answers, func(a answer) bool { return a.asked })
+	if !asked || ctx.Err() != nil {
+		return ctx.Err()
 	}
-	if !asked {
-		return nil
-	}
-	rep.Recipients = list
+	r.noteAnswers(rep, answers)
 	return r.Store.PutReport(ctx, rep)
 }
 
-// mail hands the report to sendmail for one recipient and notes what became of it.
-func (r *Reporter) mail(ctx context.Context, rep *ruapost.Report, rc *ruapost.Recipient) error {
-	file, taken, err := r.mailFile(rep, rc)
-	if err != nil {
-		return err
+// ask asks the recipients that are due, all at once, and returns an answer for each
+// recipient of the report.
+func (r *Reporter) ask(ctx context.Context, rep *ruapost.Report) []answer {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	answers := make([]answer, len(rep.Recipients))
+	var asking sync.WaitGroup
+	for i, rc := range rep.Recipients {
+		if rc.Accepted || !r.isDue(&rc) {
+			continue
+		}
+		asking.Go(func() {
+			instead, err := r.accept(ctx, rep.Domain, rc)
+			answers[i] = answer{true, instead, err}
+		})
 	}
-	if !taken { // else an earlier run was killed before it could note that
-		rc.Attempts++
-		rc.Last = r.now()
+	asking.Wait()
+	return answers
+}
+
+// noteAnswers puts the answers into the report. Those who are named in the place of
+// others come last: they must not displace anybody.
+func (r *Reporter) noteAnswers(rep *ruapost.Report, answers []answer) {
+	var list, added []ruapost.Recipient
+	for i, rc := range rep.Recipients {
+		switch a := answers[i]; {
+		case !a.asked:
+		case errors.Is(a.err, errRefused):
+			r.attempt(&rc)
+			r.giveUp(rep, &rc, a.err)
+		case a.err != nil:
+			r.attempt(&rc)
+			r.putOff(rep, &rc, a.err)
+		case len(a.instead) > 0:
+			added = append(added, a.instead...)
+			continue
+		default:
+			rc.Accepted, rc.Attempts, rc.First, rc.Last, rc.Error = true, 0, time.Time{}, time.Time{}, ""
+		}
+		list = append(list, rc)
+	}
+	for _, rc := range added {
+		list = addRecipient(list, rc)
+	}
+	rep.Recipients = list
+}
+
+// mail hands the report to sendmail for one recipient and notes what became of it.
+// It returns an error if that is no matter of this recipient alone.
+func (r *Reporter) mail(ctx context.Context, rep *ruapost.Report, rc *ruapost.Recipient) error {
+	file := filepath.Join(r.dir(rep), mailName(rc.Address))
+	taken, err := r.mailFile(file, rep, rc)
+	if err == nil && !taken { // else an earlier run was killed before it could note that
 		err = r.sendmail(ctx, file, rc.Address)
 	}
-	var exit *exec.ExitError
+	if errors.Is(err, errSendmail) {
+		return fmt.Errorf("reporting: %w", err)
+	}
+	r.attempt(rc)
 	switch {
 	case err == nil:
 		rc.State, rc.Error = ruapost.RecipientSent, ""
 		slog.Info("report sent", "kind", rep.Kind, "domain", rep.Domain, "report_id", rep.ID, "recipient", rc.Address)
-	case errors.Is(err, errSendmail):
-		return fmt.Errorf("reporting: %w", err)
-	case errors.As(err, &exit) && exit.Exited() && exit.ExitCode() != exTempfail:
+	case isFinal(err), errors.Is(err, errNoContent):
 		r.giveUp(rep, rc, err)
 	default:
 		r.putOff(rep, rc, err)
@@ -110,14 +141,24 @@ func (r *Reporter) mail(ctx context.Context, rep *ruapost.Report, rc *ruapost.Re
 	return nil
 }
 
+// attempt notes that rc was tried.
+func (r *Reporter) attempt(rc *ruapost.Recipient) {
+	rc.Attempts++
+	rc.Last = r.now()
+	if rc.First.IsZero() {
+		rc.First = rc.Last
+	}
+}
+
 func (r *Reporter) giveUp(rep *ruapost.Report, rc *ruapost.Recipient, err error) {
 	rc.State, rc.Error = ruapost.RecipientFailed, ruapost.Clean(err.Error(), 500)
 	slog.Warn("report not sent", "kind", rep.Kind, "domain", rep.Domain, "report_id", rep.ID, "recipient", rc.Address, "err", err)
 }
 
-// putOff makes the recipient wait, longer each time, until RetryFor is over.
+// putOff makes a recipient wait that was tried, longer each time, until RetryFor is
+// over.
 func (r *Reporter) putOff(rep *ruapost.Report, rc *ruapost.Recipient, err error) {
-	end := rep.Sealed.Add(RetryFor)
+	end := rc.First.Add(RetryFor)
 	if !r.now().Before(end) {
 		r.giveUp(rep, rc, fmt.Errorf("given up after %s: %w", RetryFor, err))
 		return
@@ -131,75 +172,29 @@ func (r *Reporter) putOff(rep *ruapost.Report, rc *ruapost.Recipient, err error)
 		"recipient", rc.Address, "until", rc.NotBefore, "err", err)
 }
 
-// handOver is the shell script that runs sendmail: its $0 is the file with the mail,
-// the rest is the command. The mail comes from a file, so that sendmail never gets
-// half of one from a program that was killed. Its status is sendmail's.
-const handOver = `"$@" <"$0" || exit $?; mv -f -- "$0" "$0` + takenSuffix + `" || :`
+// errNoContent means that somebody has emptied the outbox.
+var errNoContent = errors.New("the report is not in the outbox any more")
 
-// takenSuffix is behind the name of a mail that sendmail has taken.
-const takenSuffix = ".taken"
-
-// The shell's own statuses for a command that cannot be run or found.
-const (
-	shCannotRun = 126
-	shNotFound  = 127
-)
-
-// sendmail hands the mail in file to sendmail. The error is errSendmail if that
-// could not be run, else it wraps an *exec.ExitError.
-func (r *Reporter) sendmail(ctx context.Context, file, recipient string) error {
-	// A file takes what sendmail says: a pipe would break when we are killed.
-	out, err := os.CreateTemp(r.Outbox, ".sendmail-*")
-	if err != nil {
-		return fmt.Errorf("%w: %w", errSendmail, err)
-	}
-	defer out.Close()
-	defer os.Remove(out.Name())
-	// A run that is stopped lets sendmail finish.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendmailTimeout)
-	defer cancel()
-	args := append([]string{"-c", handOver, file}, r.Sendmail...)
-	cmd := exec.CommandContext(ctx, "/bin/sh", append(args, "-f", r.From, "--", recipient)...)
-	cmd.Stdout, cmd.Stderr = out, out
-	cmd.ExtraFiles = []*os.File{r.locked}
-	// A process group of its own: what is sent to ours from a terminal is not meant
-	// for sendmail, and it can be ended as a whole.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("%w: %w", errSendmail, err)
-	}
-	err = cmd.Wait()
-	if err == nil {
-		return nil
-	}
-	said := make([]byte, 1000)
-	n, _ := out.ReadAt(said, 0)
-	err = fmt.Errorf("sendmail: %w: %s", err, ruapost.Clean(string(said[:n]), 300))
-	if code := cmd.ProcessState.ExitCode(); code == shCannotRun || code == shNotFound {
-		return fmt.Errorf("%w: %w", errSendmail, err)
-	}
-	return err
-}
-
-// mailFile returns the file with the mail to rc, which is composed the first time and
-// the same from then on, and whether sendmail has taken it already.
-func (r *Reporter) mailFile(rep *ruapost.Report, rc *ruapost.Recipient) (path string, taken bool, err error) {
-	path = filepath.Join(r.dir(rep), mailName(rc.Address))
-	for _, suffix := range []string{"", takenSuffix} {
-		if _, err := os.Stat(path + suffix); err == nil {
-			return path, suffix == takenSuffix, nil
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			return "", false, fmt.Errorf("reporting: outbox: %w", err)
+// mailFile makes sure that file holds the mail to rc, which is composed the first time
+// and the same from then on. If sendmail has taken it already it need not be there.
+func (r *Reporter) mailFile(file string, rep *ruapost.Report, rc *ruapost.Recipient) (taken bool, err error) {
+	for _, suffix := range []string{takenSuffix, ""} {
+		if there, err := exists(file + suffix); there || err != nil {
+			return suffix == takenSuffix, err
 		}
 	}
-	fresh := path + ".new"
-	err = r.composeMail(fresh, rep, rc)
-	if err == nil {
-		err = errors.Join(os.Rename(fresh, path), syncDir(filepath.Dir(path)))
+	switch there, err := exists(r.contentFile(rep)); {
+	case err != nil:
+		return false, err
+	case !there:
+		return false, errNoContent
+	}
+	fresh := file + ".new"
+	if err = r.composeMail(fresh, rep, rc); err == nil {
+		err = errors.Join(os.Rename(fresh, file), syncDir(filepath.Dir(file)))
 	}
 	if err != nil {
-		return "", false, fmt.Errorf("reporting: compose mail of report %s to %s: %w", rep.ID, rc.Address, err)
+		return false, fmt.Errorf("reporting: compose mail of report %s to %s: %w", rep.ID, rc.Address, err)
 	}
-	return path, false, nil
+	return false, nil
 }

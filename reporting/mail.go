@@ -12,6 +12,7 @@ import (
 	"ruapost"
 	"ruapost/compose"
 	"ruapost/dmarc"
+	"ruapost/internal/mailtouri"
 	"ruapost/tlsrpt"
 )
 
@@ -35,14 +36,13 @@ func (r *Reporter) composeMail(path string, rep *ruapost.Report, rc *ruapost.Rec
 			Open: func() (io.ReadCloser, error) { return os.Open(r.contentFile(rep)) },
 		},
 	}
+	submitter := r.submitter(rep.Kind)
 	switch rep.Kind {
 	case ruapost.KindDMARC:
-		msg.Subject = dmarc.Subject(rep.Domain, r.Domain, rep.ID)
+		msg.Subject = dmarc.Subject(rep.Domain, submitter, rep.ID)
 		msg.Attachment.ContentType = "application/gzip" // RFC 9990 3.5.2
-		msg.Attachment.Filename = dmarc.Filename(r.Domain, rep.Domain, rep.Window, rep.ID)
+		msg.Attachment.Filename = dmarc.Filename(submitter, rep.Domain, rep.Window, rep.ID)
 	case ruapost.KindTLS:
-		// RFC 8460 3: the submitter is the domain of the contact address.
-		submitter := domainOf(r.From)
 		msg.Subject = tlsrpt.Subject(rep.Domain, submitter, rep.ID)
 		msg.ReportType = "tlsrpt"
 		msg.Header = []compose.Field{
@@ -57,7 +57,13 @@ func (r *Reporter) composeMail(path string, rep *ruapost.Report, rc *ruapost.Rec
 	return writeFile(path, func(w io.Writer) error { return msg.Write(compose.UnixLines(w), r.Signer) })
 }
 
-func domainOf(address string) string { return address[strings.LastIndexByte(address, '@')+1:] }
+// submitter is the domain that reports of a kind come from.
+func (r *Reporter) submitter(kind ruapost.Kind) string {
+	if kind == ruapost.KindTLS {
+		return mailtouri.Domain(r.From) // RFC 8460 3: that of the contact address
+	}
+	return r.Domain
+}
 
 // text is what a person reads who opens the mail.
 func (r *Reporter) text(rep *ruapost.Report) string {
@@ -73,7 +79,7 @@ func (r *Reporter) text(rep *ruapost.Report) string {
 		fmt.Fprintf(&b, "This is an SMTP TLS report about connections to the mail servers of\n%s.\n\n", rep.Domain)
 	}
 	fmt.Fprintf(&b, "Submitter:  %s\nReport-ID:  %s\nPeriod:     %s to %s UTC\n",
-		r.Domain, rep.ID, rep.Window.Start.Format(time.DateTime), rep.Window.Last().Format(time.DateTime))
+		r.submitter(rep.Kind), rep.ID, rep.Window.Start.Format(time.DateTime), rep.Window.Last().Format(time.DateTime))
 	if rep.Kind == ruapost.KindDMARC {
 		fmt.Fprintf(&b, "Messages:   %d\n", total)
 	} else {

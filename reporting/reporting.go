@@ -31,8 +31,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"ruapost"
@@ -46,16 +48,21 @@ const (
 	// have rows of it in its queue.
 	Grace = 5 * time.Minute
 	// Keep is how long what could not be made into a report because of DNS is kept
-	// after its window, and how long a report that is done is kept for show and
-	// list.
+	// after its window, how long it is tried to compose a report that was sealed,
+	// and how long a report that is done is kept for show and list.
 	Keep = 7 * 24 * time.Hour
-	// RetryFor is how long after it was sealed a report is offered to a recipient
-	// that cannot be reached (RFC 8460 5.5).
+	// RetryFor is how long after the first attempt a report is offered to a
+	// recipient that cannot be reached (RFC 8460 5.5).
 	RetryFor = 24 * time.Hour
 	// MaxRecipients is the number of destinations of one report.
 	MaxRecipients = 5
 
-	firstRetry      = 15 * time.Minute
+	firstRetry = 15 * time.Minute
+	// workers is the number of reports in work at a time: most of the time is spent
+	// waiting for the DNS of others.
+	workers = 8
+	// lookupTimeout is for looking up whom a domain's record names, and then for
+	// asking all of these.
 	lookupTimeout   = 30 * time.Second
 	sendmailTimeout = 2 * time.Minute
 )
@@ -72,13 +79,10 @@ type Store interface {
 	ForgetReport(ctx context.Context, id string) error
 }
 
-// Resolver is what this package asks of DNS.
-type Resolver interface{ dmarc.Resolver }
-
 // Reporter makes and sends reports. One at a time may work on an outbox.
 type Reporter struct {
 	Store    Store
-	Resolver Resolver
+	Resolver dmarc.Resolver
 
 	// OrgName, Domain and From say who reports: a name, the submitter's domain and
 	// the mail address that reports come from.
@@ -103,10 +107,6 @@ type Reporter struct {
 // ErrBusy is returned by Send if another one works on the same outbox.
 var ErrBusy = errors.New("another run is under way")
 
-// errSendmail means that sendmail could not be started at all: the fault is here,
-// not with a recipient.
-var errSendmail = errors.New("cannot run sendmail")
-
 func (r *Reporter) now() time.Time {
 	if r.Now != nil {
 		return r.Now().UTC()
@@ -115,9 +115,10 @@ func (r *Reporter) now() time.Time {
 }
 
 // Send makes a report of every window that is over, or with everything of every
-// window, and serves the recipients that are due. A fault with one report leaves it
-// for the next run and does not keep the others from being sent. The error joins all
-// faults; it is ErrBusy if there was nothing but another run.
+// window, and serves the recipients that are due. A fault with one report is logged,
+// leaves it for the next run and does not keep the others from being sent. The error
+// joins all faults, and that of ctx if it has ended. It wraps ErrBusy, and nothing was
+// done, if another run is under way.
 func (r *Reporter) Send(ctx context.Context, everything bool) error {
 	if err := r.lock(); err != nil {
 		return err
@@ -130,46 +131,64 @@ func (r *Reporter) Send(ctx context.Context, everything bool) error {
 	if err != nil {
 		return err
 	}
-	var faults []error
-	for i := range earlier {
-		if err := r.resume(ctx, &earlier[i]); err != nil {
-			faults = append(faults, err)
-			if stops(ctx, err) {
-				return errors.Join(faults...)
-			}
-		}
+	faults := each(ctx, earlier, r.resume)
+	if ctx.Err() != nil || errors.Is(faults, errSendmail) {
+		return faults
 	}
 	due, err := r.due(ctx, everything)
 	if err != nil {
-		return errors.Join(append(faults, err)...)
+		return errors.Join(faults, err)
 	}
-	for _, d := range due {
-		if err := r.sendNew(ctx, d, earlier); err != nil {
-			faults = append(faults, err)
-			if stops(ctx, err) {
-				break
-			}
-		}
-	}
-	return errors.Join(faults...)
+	covered := coverage(earlier)
+	return errors.Join(faults, each(ctx, due, func(ctx context.Context, d *dueReport) error {
+		return r.sendNew(ctx, d, covered)
+	}))
 }
 
-// stops says whether err would meet every other report too.
-func stops(ctx context.Context, err error) bool {
-	return ctx.Err() != nil || errors.Is(err, errSendmail)
+// each does something with all items, some of them at a time, until ctx ends or
+// sendmail cannot be run. It logs the faults and joins them.
+func each[T any](ctx context.Context, items []T, do func(context.Context, *T) error) error {
+	run, stop := context.WithCancel(ctx)
+	defer stop()
+	var mu sync.Mutex
+	var faults []error
+	var group errgroup.Group
+	group.SetLimit(workers)
+	for i := range items {
+		if run.Err() != nil {
+			break
+		}
+		group.Go(func() error {
+			err := do(run, &items[i])
+			if err == nil || run.Err() != nil && errors.Is(err, run.Err()) { // the stop is no fault
+				return nil
+			}
+			slog.Error("fault with a report", "err", err)
+			mu.Lock()
+			defer mu.Unlock()
+			faults = append(faults, err)
+			if errors.Is(err, errSendmail) { // it would meet every other report, too
+				stop()
+			}
+			return nil
+		})
+	}
+	_ = group.Wait() // the faults are in faults
+	return errors.Join(append(faults, ctx.Err())...)
 }
 
 // lock makes this the only run on the outbox, until r.locked is closed here and in
 // every sendmail that it was handed to.
 func (r *Reporter) lock() error {
-	if err := os.Mkdir(r.Outbox, 0o770); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := mkdir(r.Outbox); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("reporting: outbox: %w", err)
 	}
 	path := filepath.Join(r.Outbox, ".lock")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o660)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, fileMode)
 	if err != nil {
 		return fmt.Errorf("reporting: outbox: %w", err)
 	}
+	_ = f.Chmod(fileMode) // if it is another user's, that is not ours to mend
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
@@ -212,55 +231,81 @@ func (r *Reporter) due(ctx context.Context, everything bool) ([]dueReport, error
 	return due, nil
 }
 
-// required says whether the groups hold anything that may cause a report.
-func (d *dueReport) required() bool {
-	return d.kind == ruapost.KindTLS || d.groups[0].Required > 0
+// reportable returns nil, or why no report can be made: a noReport.
+func (d *dueReport) reportable() error {
+	switch g := d.groups[0]; {
+	case d.kind == ruapost.KindTLS:
+		return nil
+	case g.Required == 0:
+		return noReport("optional only")
+	case g.Listed == 0:
+		return noReport("none of its rows fits into a report")
+	}
+	return nil
 }
 
 // resume takes a report of an earlier run as far as it goes.
 func (r *Reporter) resume(ctx context.Context, rep *ruapost.Report) error {
-	if rep.State == ruapost.ReportDone {
-		if r.now().Sub(rep.Finished) < Keep {
-			return nil
+	if r.bringBack(rep) {
+		slog.Warn("the clock was ahead: times of the report are taken for now", "domain", rep.Domain, "report_id", rep.ID)
+		if err := r.Store.PutReport(ctx, rep); err != nil {
+			return err
 		}
-		if err := os.RemoveAll(r.dir(rep)); err != nil {
-			return fmt.Errorf("reporting: outbox: %w", err)
-		}
-		return r.Store.ForgetReport(ctx, rep.ID)
 	}
-	return r.advance(ctx, rep)
+	if rep.State != ruapost.ReportDone {
+		return r.advance(ctx, rep)
+	}
+	if r.now().Sub(rep.Finished) < Keep {
+		return nil
+	}
+	if err := os.RemoveAll(r.dir(rep)); err != nil {
+		return fmt.Errorf("reporting: outbox: %w", err)
+	}
+	return r.Store.ForgetReport(ctx, rep.ID)
 }
 
-// sendNew makes and sends a report that is due. earlier are the reports that there
-// were before this run.
-func (r *Reporter) sendNew(ctx context.Context, d dueReport, earlier []ruapost.Report) error {
+// bringBack makes now of times that lie so far ahead that the clock must have been
+// wrong: nothing waits for them.
+func (r *Reporter) bringBack(rep *ruapost.Report) (changed bool) {
+	now := r.now()
+	notAfter := func(t *time.Time, latest time.Time) {
+		if t.After(latest) {
+			*t, changed = now, true
+		}
+	}
+	notAfter(&rep.Sealed, now)
+	notAfter(&rep.Finished, now)
+	for i := range rep.Recipients {
+		notAfter(&rep.Recipients[i].First, now)
+		notAfter(&rep.Recipients[i].NotBefore, now.Add(RetryFor))
+	}
+	return changed
+}
+
+// sendNew makes and sends a report that is due. covered is what reports of earlier
+// runs cover.
+func (r *Reporter) sendNew(ctx context.Context, d *dueReport, covered map[subject][]ruapost.Window) error {
 	log := slog.With("kind", d.kind, "domain", d.domain, "day", d.window.Start.Format(time.DateOnly))
-	if !d.required() {
-		return r.Store.Drop(ctx, d.groups)
-	}
-	if d.kind == ruapost.KindDMARC && d.groups[0].Listed == 0 {
-		log.Warn("report dropped: none of its rows fits into one", "messages", d.groups[0].Total)
-		return r.Store.Drop(ctx, d.groups)
-	}
-	recipients, err := r.recipients(ctx, d.kind, d.domain)
+	recipients, err := r.wanted(ctx, d)
+	why, none := errors.AsType[noReport](err)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case none:
+		log.Info("no report is made, its rows are dropped", "why", why)
+		return r.Store.Drop(ctx, d.groups)
 	case err != nil && r.now().Sub(d.window.End) < Keep:
 		log.Warn("cannot look up who wants the report, trying again in the next run", "err", err)
 		return nil
 	case err != nil:
 		log.Error("report given up: its recipients could not be looked up", "for", Keep, "err", err)
 		return r.Store.Drop(ctx, d.groups)
-	case len(recipients) == 0:
-		log.Info("nobody wants the report any more, its rows are dropped")
-		return r.Store.Drop(ctx, d.groups)
 	}
 	rep := &ruapost.Report{
 		ID:         newID(),
 		Kind:       d.kind,
 		Domain:     d.domain,
-		Window:     r.reportWindow(d, earlier),
+		Window:     r.reportWindow(d, covered),
 		Sealed:     r.now(),
 		State:      ruapost.ReportSealed,
 		Groups:     d.groups,
@@ -275,18 +320,42 @@ func (r *Reporter) sendNew(ctx context.Context, d dueReport, earlier []ruapost.R
 	return r.advance(ctx, rep)
 }
 
+// wanted returns who wants a report that can be made. The error is a noReport or
+// temporary.
+func (r *Reporter) wanted(ctx context.Context, d *dueReport) ([]ruapost.Recipient, error) {
+	if err := d.reportable(); err != nil {
+		return nil, err
+	}
+	return r.recipients(ctx, d.kind, d.domain)
+}
+
+// subject is what a report is about.
+type subject struct {
+	kind   ruapost.Kind
+	domain string
+}
+
+// coverage returns the windows of the reports by what they are about.
+func coverage(reports []ruapost.Report) map[subject][]ruapost.Window {
+	covered := make(map[subject][]ruapost.Window)
+	for _, rep := range reports {
+		s := subject{rep.Kind, rep.Domain}
+		covered[s] = append(covered[s], rep.Window)
+	}
+	return covered
+}
+
 // reportWindow is the interval that a report made now covers. A report that is made
 // before its window is over ends now, and begins where the last such one ended, so
 // that reports do not overlap (RFC 9990 3.1.1.4).
-func (r *Reporter) reportWindow(d dueReport, earlier []ruapost.Report) ruapost.Window {
+func (r *Reporter) reportWindow(d *dueReport, covered map[subject][]ruapost.Window) ruapost.Window {
 	w := d.window
 	if now := r.now().Truncate(time.Second).Add(time.Second); now.Before(w.End) {
 		w.End = now
 	}
-	for _, e := range earlier {
-		if e.Kind == d.kind && e.Domain == d.domain &&
-			!e.Window.Start.Before(d.window.Start) && e.Window.End.Before(w.End) && e.Window.End.After(w.Start) {
-			w.Start = e.Window.End
+	for _, e := range covered[subject{d.kind, d.domain}] {
+		if !e.Start.Before(d.window.Start) && e.End.Before(w.End) && e.End.After(w.Start) {
+			w.Start = e.End
 		}
 	}
 	return w
@@ -303,7 +372,11 @@ func newID() string {
 // advance takes a report from its state as far as it goes now.
 func (r *Reporter) advance(ctx context.Context, rep *ruapost.Report) error {
 	if rep.State == ruapost.ReportSealed {
-		if err := r.freeze(ctx, rep); err != nil {
+		err := r.freeze(ctx, rep)
+		if err != nil && ctx.Err() == nil && r.now().Sub(rep.Sealed) >= Keep {
+			return r.abandon(ctx, rep, err)
+		}
+		if err != nil {
 			return err
 		}
 		rep.State = ruapost.ReportComposed
@@ -322,6 +395,24 @@ func (r *Reporter) advance(ctx context.Context, rep *ruapost.Report) error {
 			return nil
 		}
 	}
+	return r.finish(ctx, rep)
+}
+
+// abandon gives up a report that cannot be composed, with its rows. The error it
+// returns says so.
+func (r *Reporter) abandon(ctx context.Context, rep *ruapost.Report, cause error) error {
+	cause = fmt.Errorf("given up after %s: %w", Keep, cause)
+	for i := range rep.Recipients {
+		r.giveUp(rep, &rep.Recipients[i], cause)
+	}
+	if err := r.Store.DropRows(ctx, rep.Groups); err != nil {
+		return err
+	}
+	return errors.Join(cause, r.finish(ctx, rep))
+}
+
+// finish notes that nothing more is to be done for a report.
+func (r *Reporter) finish(ctx context.Context, rep *ruapost.Report) error {
 	rep.State, rep.Finished = ruapost.ReportDone, r.now()
 	return r.Store.PutReport(ctx, rep)
 }

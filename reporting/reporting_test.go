@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -74,6 +75,9 @@ type rig struct {
 // monday is the day that the tests report on.
 var monday = time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC)
 
+// rsaKey returns the one key of the tests: making it takes long.
+var rsaKey = sync.OnceValues(func() (*lab.Key, error) { return lab.NewRSAKey("reporter.example", "s1") })
+
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	dns, err := dnstest.Start("127.0.0.1:0")
@@ -95,7 +99,8 @@ func newRig(t *testing.T) *rig {
 	})
 	r := &rig{t: t, dns: dns, store: store, mails: t.TempDir(), clock: monday.Add(24*time.Hour + Grace)}
 	t.Setenv("REPORTING_TEST_MAILS", r.mails)
-	r.key, err = lab.NewRSAKey("reporter.example", "s1")
+	t.Setenv("GORACE", "atexit_sleep_ms=0") // for our sendmail
+	r.key, err = rsaKey()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -561,7 +566,8 @@ func TestTakenMailIsNotSentAgain(t *testing.T) {
 	if got := r.taken(); len(got) != 0 {
 		t.Errorf("%d mails", len(got))
 	}
-	if reports, err := r.store.Reports(t.Context()); err != nil || reports[0].State != ruapost.ReportDone {
+	reports, err = r.store.Reports(t.Context())
+	if err != nil || reports[0].State != ruapost.ReportDone || !reports[0].Recipients[0].Last.Equal(r.clock) {
 		t.Errorf("%+v, %v", reports, err)
 	}
 	if left, err := filepath.Glob(file + "*"); err != nil || len(left) != 0 {
@@ -586,8 +592,10 @@ func TestSendmailHoldsTheLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Sendmail = []string{"/bin/sh", "-c", `echo >"$0"; cat "$1"`, started, release}
-	done := make(chan error)
-	go func() { done <- r.sendmail(t.Context(), mailFile, "a@example.com") }()
+	cmd := r.sendmailCommand(t.Context(), mailFile, "a@example.com")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := os.ReadFile(started); err != nil {
 		t.Fatal(err)
 	}
@@ -598,7 +606,7 @@ func TestSendmailHoldsTheLock(t *testing.T) {
 	if err := os.WriteFile(release, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-done; err != nil {
+	if err := cmd.Wait(); err != nil {
 		t.Error(err)
 	}
 	if err := (&Reporter{Outbox: r.Outbox}).lock(); err != nil {

@@ -33,9 +33,9 @@ func (r *Reporter) List(ctx context.Context, w io.Writer) error {
 	fmt.Fprintln(tw, "KIND\tDOMAIN\tDAY (UTC)\tCOUNT\tSTATE\tREPORT-ID")
 	for _, d := range recording {
 		state := "recording"
-		switch {
-		case !d.required():
-			state = "optional only, will not be sent"
+		switch err := d.reportable(); {
+		case err != nil:
+			state = err.Error() + ", will not be sent"
 		case !d.window.End.Add(Grace).After(r.now()):
 			state = "due"
 		}
@@ -78,11 +78,15 @@ var ErrNothing = errors.New("nothing is recorded or reported about it")
 // Show writes the reports about domain as their receivers see them: those made in the
 // last days, and what is being recorded as the report it would be now.
 func (r *Reporter) Show(ctx context.Context, w io.Writer, domain string) error {
-	found := false
 	reports, err := r.Store.Reports(ctx)
 	if err != nil {
 		return err
 	}
+	recording, err := r.due(ctx, true)
+	if err != nil {
+		return err
+	}
+	found := false
 	for i := range reports {
 		rep := &reports[i]
 		if rep.Domain != domain {
@@ -98,21 +102,15 @@ func (r *Reporter) Show(ctx context.Context, w io.Writer, domain string) error {
 		}
 		fmt.Fprintln(w)
 	}
-	recording, err := r.due(ctx, true)
-	if err != nil {
-		return err
-	}
+	covered := coverage(reports)
 	for _, d := range recording {
 		if d.domain != domain {
 			continue
 		}
 		found = true
-		rep := &ruapost.Report{ID: "preview", Kind: d.kind, Domain: d.domain, Window: r.reportWindow(d, reports), Groups: d.groups}
-		fmt.Fprintf(w, "=== %s report as it would be now, not sent yet\n", d.kind)
-		if err := r.writeContent(ctx, w, rep); err != nil {
+		if err := r.preview(ctx, w, &d, covered); err != nil {
 			return err
 		}
-		fmt.Fprintln(w)
 	}
 	if !found {
 		return fmt.Errorf("%s: %w", domain, ErrNothing)
@@ -120,11 +118,30 @@ func (r *Reporter) Show(ctx context.Context, w io.Writer, domain string) error {
 	return nil
 }
 
-// copyContent writes a report's content, uncompressed.
+// preview writes what is being recorded as the report it would be now.
+func (r *Reporter) preview(ctx context.Context, w io.Writer, d *dueReport, covered map[subject][]ruapost.Window) error {
+	if err := d.reportable(); err != nil {
+		_, err = fmt.Fprintf(w, "=== no %s report of %d counted: %v\n\n", d.kind, total(d.groups), err)
+		return err
+	}
+	rep := &ruapost.Report{ID: "preview", Kind: d.kind, Domain: d.domain, Window: r.reportWindow(d, covered), Groups: d.groups}
+	fmt.Fprintf(w, "=== %s report as it would be now, not sent yet\n", d.kind)
+	if err := r.writeContent(ctx, w, rep); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(w)
+	return err
+}
+
+// copyContent writes a report's content, uncompressed, or that it is not there.
 func (r *Reporter) copyContent(ctx context.Context, w io.Writer, rep *ruapost.Report) error {
 	f, err := os.Open(r.contentFile(rep))
 	if errors.Is(err, fs.ErrNotExist) && rep.State == ruapost.ReportSealed {
 		return r.writeContent(ctx, w, rep)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		_, err := fmt.Fprintf(w, "    %v\n", errNoContent)
+		return err
 	}
 	if err != nil {
 		return fmt.Errorf("reporting: outbox: %w", err)
@@ -159,7 +176,7 @@ func (r *Reporter) DryRun(ctx context.Context, w io.Writer, everything bool) err
 	}
 	for _, d := range due {
 		fmt.Fprintf(w, "%s %s %s: %d counted: ", d.kind, d.domain, d.window.Start.Format(time.DateOnly), total(d.groups))
-		if err := r.dryRecipients(ctx, w, d); err != nil {
+		if err := r.dryRecipients(ctx, w, &d); err != nil {
 			return err
 		}
 	}
@@ -169,29 +186,26 @@ func (r *Reporter) DryRun(ctx context.Context, w io.Writer, everything bool) err
 	return nil
 }
 
-func (r *Reporter) dryRecipients(ctx context.Context, w io.Writer, d dueReport) error {
-	if !d.required() {
-		_, err := fmt.Fprintln(w, "optional only, would be dropped")
+func (r *Reporter) dryRecipients(ctx context.Context, w io.Writer, d *dueReport) error {
+	recipients, err := r.wanted(ctx, d)
+	if why, none := errors.AsType[noReport](err); none {
+		_, err := fmt.Fprintf(w, "%s, would be dropped\n", why)
 		return err
 	}
-	recipients, err := r.recipients(ctx, d.kind, d.domain)
-	switch {
-	case err != nil:
+	if err != nil {
 		fmt.Fprintf(w, "would wait: %v\n", err)
 		return ctx.Err()
-	case len(recipients) == 0:
-		fmt.Fprintln(w, "nobody wants it, would be dropped")
-		return nil
 	}
 	fmt.Fprintln(w, "would be sent")
-	for _, rc := range recipients {
-		instead := []ruapost.Recipient{rc}
-		if !rc.Accepted {
-			if instead, err = r.accept(ctx, d.domain, rc); err != nil {
-				fmt.Fprintf(w, "    not to %s: %v\n", rc.Address, err)
-			}
+	rep := &ruapost.Report{Kind: d.kind, Domain: d.domain, Recipients: recipients}
+	for i, a := range r.ask(ctx, rep) {
+		switch rc := recipients[i]; {
+		case a.err != nil:
+			fmt.Fprintf(w, "    not to %s: %v\n", rc.Address, a.err)
+		case len(a.instead) == 0:
+			fmt.Fprintf(w, "    to %s\n", rc.Address)
 		}
-		for _, rc := range instead {
+		for _, rc := range a.instead {
 			fmt.Fprintf(w, "    to %s\n", rc.Address)
 		}
 	}

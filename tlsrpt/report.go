@@ -76,7 +76,7 @@ func writeReport(w io.Writer, r *Report, policies iter.Seq2[PolicyEntry, error])
 	jw.raw(",\n")
 	jw.member("  ", "contact-info", contact)
 	jw.raw(",\n")
-	submitter := contact[strings.LastIndexByte(contact, '@')+1:]
+	submitter := mailtouri.Domain(contact)
 	jw.member("  ", "report-id", fullID(r.ReportID, submitter))
 	jw.raw(",\n  \"policies\": [")
 	separator := "\n"

@@ -12,9 +12,11 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -32,8 +34,14 @@ import (
 )
 
 const (
-	kills        = 50 // of each program
-	domains      = 8
+	kills   = 50 // of each program, at least
+	domains = 8
+	// nobody is the number of the domain whose reports nobody can get: what is
+	// recorded about it is dropped.
+	nobody = domains - 1
+	// everybody is where the reports about all domains but that one go, besides
+	// their owners: the agreement of the place that their records name names it.
+	everybody    = "all@third.example"
 	smtpSessions = 4 // at a time
 	senders      = 2 // of TLSRPT datagrams
 )
@@ -71,16 +79,22 @@ type lives struct {
 	t       *testing.T
 	dir     string
 	config  string
+	metrics string // where the TLS policy daemon serves its metrics
 	dns     *dnstest.Server
 	ctx     context.Context // of the load
-	stopped atomic.Int64    // processes that were killed
+	// alive counts the programs that have not been killed often enough, killed the
+	// processes that were killed, by program.
+	alive  atomic.Int64
+	killed map[string]*atomic.Int64
 
 	// What happened, by domain. A message was answered when its Continue came; it
 	// was attempted when its end was sent.
 	answered, attempted [domains]atomic.Int64
-	// Datagrams have no answer: sent is all that is known.
-	events  atomic.Int64
-	queries atomic.Int64
+	// Datagrams have no answer. events is how many were sent; recorded how many the
+	// daemon said were on disk when it was asked for its metrics, just before it was
+	// killed. Some are recorded after that, others are lost with the daemon.
+	events, recorded atomic.Int64
+	queries          atomic.Int64
 }
 
 func domain(i int) string { return fmt.Sprintf("d%d.example", i) }
@@ -91,7 +105,8 @@ func TestKilledPrograms(t *testing.T) {
 	defer stop()
 	l.ctx = ctx
 	var programs, load sync.WaitGroup
-	for _, name := range []string{"milter", "tlspolicy", "reporter"} {
+	l.alive.Store(int64(len(l.killed)))
+	for name := range l.killed {
 		programs.Go(func() { l.live(name) })
 	}
 	for i := range smtpSessions {
@@ -101,7 +116,7 @@ func TestKilledPrograms(t *testing.T) {
 		load.Go(l.sendEvents)
 	}
 	load.Go(l.ask)
-	programs.Wait() // each has been killed often enough and runs its last life
+	programs.Wait() // each has been killed often enough
 	stop()
 	load.Wait()
 	l.check()
@@ -114,10 +129,12 @@ func newLives(t *testing.T) *lives {
 		t.Fatal(err)
 	}
 	t.Cleanup(dns.Close)
-	for i := range domains {
-		dns.Add(fmt.Sprintf(`_dmarc.%[1]s. 300 IN TXT "v=DMARC1; p=none; rua=mailto:dmarc@%[1]s"
-			_smtp._tls.%[1]s. 300 IN TXT "v=TLSRPTv1; rua=mailto:tls@%[1]s"`, domain(i)))
+	for i := range nobody {
+		dns.Add(fmt.Sprintf(`_dmarc.%[1]s. 300 IN TXT "v=DMARC1; p=none; rua=mailto:dmarc@%[1]s,mailto:a@third.example,mailto:b@third.example"
+			%[1]s._report._dmarc.third.example. 300 IN TXT "v=DMARC1; rua=mailto:%[2]s"
+			_smtp._tls.%[1]s. 300 IN TXT "v=TLSRPTv1; rua=mailto:tls@%[1]s"`, domain(i), everybody))
 	}
+	dns.Add(fmt.Sprintf(`_dmarc.%s. 300 IN TXT "v=DMARC1; p=none; rua=mailto:root@localhost"`, domain(nobody)))
 	// The sockets' names must be short.
 	dir, err := os.MkdirTemp("", "crash")
 	if err != nil {
@@ -135,7 +152,10 @@ func newLives(t *testing.T) *lives {
 			t.Fatalf("%v\n%s", err, out)
 		}
 	}
-	l := &lives{t: t, dir: dir, dns: dns, config: filepath.Join(dir, "ruapost.toml")}
+	// An address of its own on loopback, so that nobody else has the port.
+	metrics := fmt.Sprintf("127.83.%d.%d", os.Getpid()>>8&0xff, max(1, os.Getpid()&0xfe))
+	l := &lives{t: t, dir: dir, dns: dns, config: filepath.Join(dir, "ruapost.toml"), metrics: "http://" + metrics + ":9185/metrics"}
+	l.killed = map[string]*atomic.Int64{"milter": {}, "tlspolicy": {}, "reporter": {}}
 	// The answer to a message waits for the disk here: what was answered must be in
 	// the reports.
 	text := fmt.Sprintf(`report_domain = "receiver.example"
@@ -154,7 +174,9 @@ tlsrpt = "unix:%[1]s/tlsrpt.sock"
 [reporter]
 sendmail = [%[3]q, "sendmail", "%[1]s/mails"]
 outbox = "%[1]s/outbox"
-`, dir, dns.Addr, os.Args[0])
+[metrics]
+listen = "tcp:%[4]s:9184"
+`, dir, dns.Addr, os.Args[0], metrics)
 	if err := os.WriteFile(l.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -179,31 +201,62 @@ func (l *lives) command(program string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// live starts the program again and again, and kills it at random until it has been
-// killed often enough. A reporter is started again when it is done, too.
+// live starts the program again and again, and kills it at random until all of them
+// have been killed often enough. A reporter is started again when it is done, too.
 func (l *lives) live(program string) {
-	for n := 0; n < kills; {
+	longest := 400 * time.Millisecond
+	if program == "reporter" {
+		longest = 100 * time.Millisecond // it is hardly ever at work for longer
+	}
+	for l.alive.Load() > 0 {
 		cmd := l.command(program)
 		if err := cmd.Start(); err != nil {
 			l.t.Error(err)
+			l.alive.Add(-kills) // the others need not go on
 			return
 		}
 		ended := make(chan error, 1)
 		go func() { ended <- cmd.Wait() }()
 		select {
-		case <-time.After(20*time.Millisecond + rand.N(380*time.Millisecond)):
+		case <-time.After(5*time.Millisecond + rand.N(longest)):
+			if program == "tlspolicy" {
+				l.recorded.Add(l.askRecorded())
+			}
 			cmd.Process.Kill()
 			<-ended
-			n++
-			l.stopped.Add(1)
+			if l.killed[program].Add(1) == kills {
+				l.alive.Add(-1)
+			}
 		case err := <-ended:
 			if program != "reporter" {
 				l.t.Errorf("%s ended by itself: %v", program, err)
 				l.showLog(program)
+				l.alive.Add(-kills)
 				return
 			}
 		}
 	}
+}
+
+// askRecorded returns how many sessions the TLS policy daemon has recorded in this
+// life, 0 if it does not say so soon.
+func (l *lives) askRecorded() int64 {
+	client := http.Client{Timeout: 200 * time.Millisecond, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Get(l.metrics)
+	if err != nil {
+		return 0
+	}
+	defer resp.Body.Close()
+	for sc := bufio.NewScanner(resp.Body); sc.Scan(); {
+		if value, ok := strings.CutPrefix(sc.Text(), "ruapost_store_records_total "); ok {
+			n, err := strconv.ParseFloat(value, 64)
+			if err != nil {
+				l.t.Error(err)
+			}
+			return int64(n)
+		}
+	}
+	return 0
 }
 
 // sendMail is an SMTP client whose session Postfix tells the milter of. When the
@@ -256,7 +309,7 @@ func (l *lives) session(d int) error {
 // twice.
 func (l *lives) sendEvents() {
 	for i := 0; l.ctx.Err() == nil; i++ {
-		d := domain(i % domains)
+		d := domain(i % nobody)
 		data := fmt.Sprintf(`{"dpv":"1","d":%q,"pr":"v=TLSRPTv1; rua=mailto:tls@%[1]s","policies":[{"policy-type":9,"policy-domain":%[1]q,"t":0,"f":0}]}`, d)
 		if conn, err := net.Dial("unixgram", filepath.Join(l.dir, "tlsrpt.sock")); err == nil {
 			conn.SetWriteDeadline(time.Now().Add(time.Millisecond))
@@ -308,20 +361,35 @@ func (l *lives) check() {
 	got := l.readMails()
 	var answered, attempted, reported int64
 	for i := range domains {
-		n, lo, hi := got.messages[domain(i)], l.answered[i].Load(), l.attempted[i].Load()
-		answered, attempted, reported = answered+lo, attempted+hi, reported+n
+		lo, hi := l.answered[i].Load(), l.attempted[i].Load()
+		answered, attempted = answered+lo, attempted+hi
+		if i == nobody {
+			continue
+		}
+		n := got.messages[domain(i)]["dmarc@"+domain(i)]
+		reported += n
 		if n < lo || n > hi {
 			t.Errorf("%s: %d messages reported, %d answered of %d attempted", domain(i), n, lo, hi)
 		}
+		if all := got.messages[domain(i)]; len(all) != 2 || all[everybody] != n {
+			t.Errorf("%s: reported by recipient: %v", domain(i), all)
+		}
 	}
-	if answered == 0 || l.queries.Load() == 0 || got.sessions == 0 {
+	if len(got.messages[domain(nobody)]) > 0 {
+		t.Errorf("%s: reported by recipient: %v", domain(nobody), got.messages[domain(nobody)])
+	}
+	// What is in doubt must stay little, or a row that was counted twice could hide.
+	if attempted-answered > l.killed["milter"].Load()*smtpSessions {
+		t.Errorf("%d messages answered of %d attempted: more are in doubt than were under way at the kills", answered, attempted)
+	}
+	if answered == 0 || l.queries.Load() == 0 || l.recorded.Load() == 0 {
 		t.Error("the load did nothing")
 	}
-	if sent := l.events.Load(); got.sessions > sent {
-		t.Errorf("%d TLS sessions reported, %d told", got.sessions, sent)
+	if got.sessions < l.recorded.Load() || got.sessions > l.events.Load() {
+		t.Errorf("%d TLS sessions reported, %d told, at least %d of them recorded", got.sessions, l.events.Load(), l.recorded.Load())
 	}
-	t.Logf("%d kills; messages: %d answered, %d attempted, %d reported; TLS sessions: %d told, %d reported; %d policy answers; %d mails, %d repeated",
-		l.stopped.Load(), answered, attempted, reported, l.events.Load(), got.sessions, l.queries.Load(), got.mails, got.repeated)
+	t.Logf("kills: milter %d, tlspolicy %d, reporter %d; messages: %d answered, %d attempted, %d reported; TLS sessions: %d told, %d surely recorded, %d reported; %d policy answers; %d mails, %d repeated",
+		l.killed["milter"].Load(), l.killed["tlspolicy"].Load(), l.killed["reporter"].Load(), answered, attempted, reported, l.events.Load(), l.recorded.Load(), got.sessions, l.queries.Load(), got.mails, got.repeated)
 	if got.repeated != 0 {
 		t.Errorf("%d mails were sent twice", got.repeated)
 	}
@@ -346,7 +414,7 @@ func (l *lives) nothingLeft() bool {
 }
 
 type reported struct {
-	messages        map[string]int64 // by policy domain
+	messages        map[string]map[string]int64 // by policy domain and recipient
 	sessions        int64
 	mails, repeated int
 }
@@ -358,7 +426,7 @@ func (l *lives) readMails() reported {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := reported{messages: map[string]int64{}}
+	got := reported{messages: map[string]map[string]int64{}}
 	seen := map[string][]byte{}
 	for _, f := range files {
 		data, err := os.ReadFile(f)
@@ -385,8 +453,11 @@ func (l *lives) readMails() reported {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if got.messages[rep.Policy.Domain] == nil {
+				got.messages[rep.Policy.Domain] = map[string]int64{}
+			}
 			for _, r := range rep.Records {
-				got.messages[rep.Policy.Domain] += r.Count
+				got.messages[rep.Policy.Domain][string(recipient)] += r.Count
 			}
 			continue
 		}

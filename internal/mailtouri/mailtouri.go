@@ -89,6 +89,15 @@ func ParseAddress(s string) (string, error) {
 	return s, nil
 }
 
+// Domain returns the domain of an address as this package returns it.
+func Domain(address string) string { return address[strings.LastIndexByte(address, '@')+1:] }
+
+// NeedsSMTPUTF8 tells whether an address as this package returns it can only be
+// written to with SMTPUTF8 (RFC 6531), because its local part is beyond ASCII.
+func NeedsSMTPUTF8(address string) bool {
+	return strings.ContainsFunc(address, func(r rune) bool { return r >= utf8.RuneSelf })
+}
+
 // cutLocalPart splits s behind the first local-part, which it returns without
 // quotes, and the "@" that has to follow.
 func cutLocalPart(s string) (local, rest string, err error) {

@@ -173,7 +173,7 @@ func list[T any](ctx context.Context, s Store, id ruapost.GroupID) (map[string]i
 	var ended error
 	for row, err := range s.Rows(ctx, id) {
 		if ended != nil {
-			return nil, fmt.Errorf("Rows went on after the error: %w", ended)
+			return nil, fmt.Errorf("rows went on after the error: %w", ended)
 		}
 		if ended = err; err != nil {
 			continue

@@ -1,0 +1,89 @@
+package reporting
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"syscall"
+
+	"ruapost"
+)
+
+// exTempfail is sendmail's exit status for "try again later" (sysexits.h).
+const exTempfail = 75
+
+// Statuses that are the shell's own: for a command that cannot be run or found, and
+// from shSignal on for one that was killed.
+const (
+	shCannotRun = 126
+	shNotFound  = 127
+	shSignal    = 128
+)
+
+// takenSuffix is behind the name of a mail that sendmail has taken.
+const takenSuffix = ".taken"
+
+// handOver is the shell script that runs sendmail: its $0 is the file with the mail,
+// the rest is the command. Its status is sendmail's.
+const handOver = `"$@" || exit $?; mv -f -- "$0" "$0` + takenSuffix + `" || :`
+
+// errSendmail means that sendmail could not be started at all: the fault is here,
+// not with a recipient.
+var errSendmail = errors.New("cannot run sendmail")
+
+// isFinal says whether err is a refusal of sendmail's that will not change. It is not
+// if sendmail was killed, as when memory ran out.
+func isFinal(err error) bool {
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	return ok && exit.Exited() && exit.ExitCode() != exTempfail && exit.ExitCode() < shSignal
+}
+
+// sendmail hands the mail in file to sendmail. The error wraps errSendmail if that
+// could not be run, or an *exec.ExitError if it did not take the mail.
+func (r *Reporter) sendmail(ctx context.Context, file, recipient string) error {
+	// A file, so that sendmail never gets half a mail from a program that was killed.
+	mail, err := os.Open(file)
+	if err != nil {
+		return fmt.Errorf("outbox: %w", err)
+	}
+	defer mail.Close()
+	// A file takes what sendmail says, too: a pipe would break when we are killed.
+	out, err := os.CreateTemp(r.Outbox, ".sendmail-*")
+	if err != nil {
+		return fmt.Errorf("%w: %w", errSendmail, err)
+	}
+	defer out.Close()
+	os.Remove(out.Name()) // its name is not needed
+	// A run that is stopped lets sendmail finish.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendmailTimeout)
+	defer cancel()
+	cmd := r.sendmailCommand(ctx, file, recipient)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = mail, out, out
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("%w: %w", errSendmail, err)
+	}
+	if err = cmd.Wait(); err == nil {
+		return nil
+	}
+	said := make([]byte, 1000)
+	n, _ := out.ReadAt(said, 0)
+	err = fmt.Errorf("sendmail: %w: %s", err, ruapost.Clean(string(said[:n]), 300))
+	if code := cmd.ProcessState.ExitCode(); code == shCannotRun || code == shNotFound {
+		return fmt.Errorf("%w: %w", errSendmail, err)
+	}
+	return err
+}
+
+// sendmailCommand returns the shell with sendmail, which holds the outbox's lock.
+func (r *Reporter) sendmailCommand(ctx context.Context, file, recipient string) *exec.Cmd {
+	args := append([]string{"-c", handOver, file}, r.Sendmail...)
+	cmd := exec.CommandContext(ctx, "/bin/sh", append(args, "-f", r.From, "--", recipient)...)
+	cmd.ExtraFiles = []*os.File{r.locked}
+	// A process group of its own: what is sent to ours from a terminal is not meant
+	// for sendmail, and it can be ended as a whole.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	return cmd
+}
