@@ -299,7 +299,7 @@ func parseURI(s string) (URI, error) {
 		if err != nil || !isASCII(address) { // RFC 8616 6
 			return URI{}, errors.New("no mail address in it")
 		}
-		uri.Address, uri.Host = address, address[strings.LastIndexByte(address, '@')+1:]
+		uri.Address, uri.Host = address, mailtouri.Domain(address)
 		return uri, nil
 	}
 	u, err := url.Parse(raw)
