@@ -27,80 +27,112 @@ const usage = `[COMMAND]
                              --dry-run: say what would be sent, send nothing
   list                       what is recorded, waiting and sent
   show DOMAIN                the reports about DOMAIN, decoded
+  store stats                how much the store holds
+  store check                look for faults in it; exit status 1 if there are any
+  store compact              give back the space of what was deleted
+  store export               write all it holds as JSON lines
+  store import               read that into a store that is empty
 
 Example: ruapost-reporter show example.com`
 
 func main() { daemon.Command("ruapost-reporter", usage, run) }
 
-func run(ctx context.Context, cfg *config.Config, args []string) (err error) {
+// tools is what the commands work with.
+type tools struct {
+	cfg      *config.Config
+	store    *bboltstore.Store
+	reporter *reporting.Reporter
+}
+
+type action func(ctx context.Context, t *tools) error
+
+func run(ctx context.Context, cfg *config.Config, args []string) error {
 	if len(args) == 0 {
 		args = []string{"send"}
 	}
-	act, err := command(cfg, args)
+	act, err := command(args)
 	if err != nil {
 		return err
-	}
-	r := &reporting.Reporter{
-		OrgName:  cfg.OrgName,
-		Domain:   cfg.ReportDomain,
-		From:     cfg.Reporter.From,
-		Format:   dmarc.Format(cfg.Reporter.Format),
-		Sendmail: cfg.Reporter.Sendmail,
-		Outbox:   cfg.Reporter.Outbox,
 	}
 	dns, err := resolver.New(resolver.Config{Servers: cfg.DNS.Servers})
 	if err != nil {
 		return err
 	}
 	defer dns.Close()
-	r.Resolver = dns
 	store, err := bboltstore.Open(cfg.Store.Path)
 	if err != nil {
 		return err
 	}
 	defer store.Close()
-	r.Store = store
-	return act(ctx, r)
-}
-
-// send loads the key that only it needs, and sends.
-func send(ctx context.Context, cfg *config.Config, r *reporting.Reporter, now bool) (err error) {
-	if cfg.DKIM.Domain == "" {
-		slog.Warn("reports are not signed here: set [dkim], unless a milter signs what sendmail submits")
-		return r.Send(ctx, now)
-	}
-	if r.Signer, err = compose.LoadSigner(cfg.DKIM.Domain, cfg.DKIM.Selector, cfg.DKIM.KeyFile); err != nil {
-		return err
-	}
-	if warning := r.Signer.Warning(); warning != "" {
-		slog.Warn("dkim: " + warning)
-	}
-	return r.Send(ctx, now)
+	return act(ctx, &tools{cfg, store, &reporting.Reporter{
+		Store:    store,
+		Resolver: dns,
+		OrgName:  cfg.OrgName,
+		Domain:   cfg.ReportDomain,
+		From:     cfg.Reporter.From,
+		Format:   dmarc.Format(cfg.Reporter.Format),
+		Sendmail: cfg.Reporter.Sendmail,
+		Outbox:   cfg.Reporter.Outbox,
+	}})
 }
 
 // command returns what the arguments ask for.
-func command(cfg *config.Config, args []string) (func(context.Context, *reporting.Reporter) error, error) {
-	flags := flag.NewFlagSet(args[0], flag.ContinueOnError)
+func command(args []string) (action, error) {
+	switch args[0] {
+	case "send":
+		return sendCommand(args[1:])
+	case "list":
+		if len(args) == 1 {
+			return func(ctx context.Context, t *tools) error { return t.reporter.List(ctx, os.Stdout) }, nil
+		}
+	case "show":
+		if len(args) == 2 {
+			return showCommand(args[1])
+		}
+	case "store":
+		if len(args) == 2 && storeCommands[args[1]] != nil {
+			return storeCommands[args[1]], nil
+		}
+	}
+	return nil, fmt.Errorf("%w: %q is no command, see -help", daemon.ErrUsage, args)
+}
+
+func sendCommand(args []string) (action, error) {
+	flags := flag.NewFlagSet("send", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	now := flags.Bool("now", false, "")
 	dryRun := flags.Bool("dry-run", false, "")
-	err := flags.Parse(args[1:])
+	if err := flags.Parse(args); err != nil {
+		return nil, fmt.Errorf("%w: send: %w", daemon.ErrUsage, err)
+	}
+	switch {
+	case flags.NArg() > 0:
+		return nil, fmt.Errorf("%w: send: unexpected argument %q", daemon.ErrUsage, flags.Arg(0))
+	case *dryRun:
+		return func(ctx context.Context, t *tools) error { return t.reporter.DryRun(ctx, os.Stdout, *now) }, nil
+	}
+	return func(ctx context.Context, t *tools) error { return send(ctx, t, *now) }, nil
+}
+
+// send loads the key that only it needs, sends, and tidies up.
+func send(ctx context.Context, t *tools, now bool) (err error) {
+	if dkim := t.cfg.DKIM; dkim.Domain == "" {
+		slog.Warn("reports are not signed here: set [dkim], unless a milter signs what sendmail submits")
+	} else if t.reporter.Signer, err = compose.LoadSigner(dkim.Domain, dkim.Selector, dkim.KeyFile); err != nil {
+		return err
+	} else if warning := t.reporter.Signer.Warning(); warning != "" {
+		slog.Warn("dkim: " + warning)
+	}
+	if err := t.reporter.Send(ctx, now); err != nil {
+		return err
+	}
+	return t.store.Tidy(ctx)
+}
+
+func showCommand(name string) (action, error) {
+	domain, err := ruapost.ParseDomain(name)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", daemon.ErrUsage, args[0], err)
+		return nil, fmt.Errorf("%w: show: %w", daemon.ErrUsage, err)
 	}
-	switch rest := flags.Args(); {
-	case args[0] == "send" && len(rest) == 0 && *dryRun:
-		return func(ctx context.Context, r *reporting.Reporter) error { return r.DryRun(ctx, os.Stdout, *now) }, nil
-	case args[0] == "send" && len(rest) == 0:
-		return func(ctx context.Context, r *reporting.Reporter) error { return send(ctx, cfg, r, *now) }, nil
-	case args[0] == "list" && len(args) == 1:
-		return func(ctx context.Context, r *reporting.Reporter) error { return r.List(ctx, os.Stdout) }, nil
-	case args[0] == "show" && len(args) == 2:
-		domain, err := ruapost.ParseDomain(args[1])
-		if err != nil {
-			return nil, fmt.Errorf("%w: show: %w", daemon.ErrUsage, err)
-		}
-		return func(ctx context.Context, r *reporting.Reporter) error { return r.Show(ctx, os.Stdout, domain) }, nil
-	}
-	return nil, fmt.Errorf("%w: %q is no command, see -help", daemon.ErrUsage, args)
+	return func(ctx context.Context, t *tools) error { return t.reporter.Show(ctx, os.Stdout, domain) }, nil
 }

@@ -1,0 +1,55 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"text/tabwriter"
+)
+
+// storeCommands are the words behind "store".
+var storeCommands = map[string]action{
+	"stats":   storeStats,
+	"check":   storeCheck,
+	"compact": func(ctx context.Context, t *tools) error { return t.store.Compact(ctx) },
+	"export":  func(ctx context.Context, t *tools) error { return t.store.Export(ctx, os.Stdout) },
+	"import":  func(ctx context.Context, t *tools) error { return t.store.Import(ctx, os.Stdin) },
+}
+
+func storeStats(ctx context.Context, t *tools) error {
+	st, err := t.store.Stats(ctx)
+	if err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	for _, line := range []struct {
+		n    any
+		what string
+	}{
+		{st.Schema, "schema"},
+		{st.FileBytes, "bytes in the file"},
+		{st.FreeBytes, "bytes of it are free"},
+		{st.Groups, "groups: policies of a day and domain, not yet in a report"},
+		{st.Rows, "rows of these and of reports that are not composed"},
+		{st.RowBytes, "bytes of rows"},
+		{st.Reports, "reports, of which those done are kept for some days"},
+	} {
+		fmt.Fprintf(w, "%d\t %s\n", line.n, line.what)
+	}
+	return w.Flush()
+}
+
+func storeCheck(ctx context.Context, t *tools) error {
+	faults, err := t.store.Check(ctx)
+	if err != nil {
+		return err
+	}
+	for _, f := range faults {
+		fmt.Println(f)
+	}
+	if len(faults) > 0 {
+		return fmt.Errorf("%d faults in %s", len(faults), t.cfg.Store.Path)
+	}
+	fmt.Println("No faults found.")
+	return nil
+}
