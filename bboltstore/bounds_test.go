@@ -290,9 +290,14 @@ func TestEmptyAndRemovedFile(t *testing.T) {
 	}
 	s := openStore(t, path)
 	mustRecord(t, s, evaluation("example.com", 1))
+	h, err := open(path) // the store has closed it
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
+	h.Close()
 	mustRecord(t, s, evaluation("example.com", 2))
 	if gs := groups(t, s, noon.Add(24*time.Hour)); len(gs) != 1 || gs[0].Total != 1 {
 		t.Errorf("groups %+v", gs)

@@ -64,7 +64,7 @@ func mail(writer int) []*ruapost.Evaluation {
 	return ms
 }
 
-func mailDomain(writer, n int) string { return fmt.Sprintf("d%02d.writer%d.example", n, writer) }
+func mailDomain(writer, n int) string { return fmt.Sprintf("d%02d-writer%d.example", n, writer) }
 
 // preloaded returns the message that makes the n-th row of those in the file before.
 func preloaded(n int) *ruapost.Evaluation {
