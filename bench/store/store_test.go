@@ -88,14 +88,14 @@ func TestComparisonSeesFaults(t *testing.T) {
 		ledger string
 		wrong  bool
 	}{
-		{"the acknowledged", "r1 d03.writer0.example 2 2\n", false},
-		{"all attempts, in two reports", "r1 d03.writer0.example 2 2\nr2 d03.writer0.example 1 1\n", false},
-		{"a line written again after a kill", "r1 d03.writer0.example 2 2\nr1 d03.writer0.example 2 2\n", false},
-		{"one is missing", "r1 d03.writer0.example 1 1\n", true},
-		{"one counted twice", "r1 d03.writer0.example 2 2\nr2 d03.writer0.example 2 2\n", true},
-		{"nobody recorded this", "r1 d03.writer0.example 2 2\nr2 d04.writer0.example 1 1\n", true},
-		{"rows and total differ", "r1 d03.writer0.example 2 1\n", true},
-		{"a report that changed", "r1 d03.writer0.example 2 2\nr1 d03.writer0.example 1 1\n", true},
+		{"the acknowledged", "r1 d03-writer0.example 2 2\n", false},
+		{"all attempts, in two reports", "r1 d03-writer0.example 2 2\nr2 d03-writer0.example 1 1\n", false},
+		{"a line written again after a kill", "r1 d03-writer0.example 2 2\nr1 d03-writer0.example 2 2\n", false},
+		{"one is missing", "r1 d03-writer0.example 1 1\n", true},
+		{"one counted twice", "r1 d03-writer0.example 2 2\nr2 d03-writer0.example 2 2\n", true},
+		{"nobody recorded this", "r1 d03-writer0.example 2 2\nr2 d04-writer0.example 1 1\n", true},
+		{"rows and total differ", "r1 d03-writer0.example 2 1\n", true},
+		{"a report that changed", "r1 d03-writer0.example 2 2\nr1 d03-writer0.example 1 1\n", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "ledger")
