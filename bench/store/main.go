@@ -5,6 +5,7 @@
 //	go run ./bench/store [flags]     one run
 //	go run ./bench/store -suite      the comparisons in docs/store.md, as a table
 //	go run ./bench/store -kill 1000  processes are killed at random, and the counts compared
+//	go run ./bench/store -flood N    N messages forged in the names of as many domains
 //
 // What is recorded is mail from 20 addresses for each of 100 domains. A few of these
 // 2,000 rows make up most of the mail (Zipf's law), as it is with mail. Every writer has
@@ -74,6 +75,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	dir := flags.String("dir", "", "where to put the folder for temporary files")
 	suite := flags.Bool("suite", false, "run the comparisons of docs/store.md")
 	reps := flags.Int("reps", 5, "repetitions in the suite")
+	forgeries := flags.Int("flood", 0, "number of forged messages")
 	kills := flags.Int("kill", 0, "number of processes to kill")
 	flags.Parse(args)
 	switch l.single = *mode == "single"; {
@@ -105,6 +107,8 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	switch {
 	case *suite:
 		return runSuite(ctx, scratch, l.time, *reps, out)
+	case *forgeries > 0:
+		return flood(ctx, path, *forgeries, out)
 	case *kills > 0:
 		return kill(ctx, path, l, *kills, out)
 	default:

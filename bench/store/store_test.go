@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -173,4 +174,13 @@ func TestCommand(t *testing.T) {
 			t.Errorf("%s: no error", wrong)
 		}
 	}
+}
+
+// A flood that is far above the bound on groups: honest domains are counted exactly.
+func TestFlood(t *testing.T) {
+	var out bytes.Buffer
+	if err := flood(t.Context(), filepath.Join(t.TempDir(), "db"), 20_000, &out); err != nil {
+		t.Fatalf("%v\n%s", err, &out)
+	}
+	t.Log(&out)
 }
