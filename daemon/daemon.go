@@ -83,10 +83,11 @@ func (p *program) main(args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet(p.name, flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() {
-		fmt.Fprintf(stderr, "usage: %s [-config FILE] [-version] %s\n", p.name, p.usage)
+		fmt.Fprintf(stderr, "usage: %s [-config FILE] [-check] [-version] %s\n", p.name, p.usage)
 		flags.PrintDefaults()
 	}
 	file := flags.String("config", "", "configuration `FILE`; by default "+config.DefaultPath+" if there is one")
+	check := flags.Bool("check", false, "check the configuration and exit: 0 if there is no mistake in it, else 2")
 	version := flags.Bool("version", false, "print the version and exit")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
@@ -104,6 +105,10 @@ func (p *program) main(args []string, stdout, stderr io.Writer) int {
 		// One error a line, each beginning with the file, as editors know to read.
 		fmt.Fprintln(stderr, err)
 		return exitUsage
+	}
+	if *check {
+		fmt.Fprintln(stdout, "No mistakes found in the configuration.")
+		return exitOK
 	}
 	switch err := p.runUntilSignal(cfg, flags.Args()); {
 	case errors.Is(err, ErrUsage):

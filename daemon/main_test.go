@@ -260,7 +260,7 @@ func TestExitStatus(t *testing.T) {
 	}{
 		{name: "good", args: []string{"-config", good}, ran: true},
 		{name: "run fails", args: []string{"-config", good}, err: errors.New("broken"), status: 1, ran: true, stderr: `level=ERROR msg="toy failed" err=broken`},
-		{name: "usage", args: []string{"-config", good, "sned"}, err: fmt.Errorf("%w: no command sned", ErrUsage), status: 2, ran: true, stderr: "toy: usage error: no command sned\nusage: toy [-config FILE] [-version] COMMAND\n"},
+		{name: "usage", args: []string{"-config", good, "sned"}, err: fmt.Errorf("%w: no command sned", ErrUsage), status: 2, ran: true, stderr: "toy: usage error: no command sned\nusage: toy [-config FILE] [-check] [-version] COMMAND\n"},
 		{
 			name: "bad configuration", args: []string{"-config", bad}, status: 2,
 			stderr: bad + ":2: store.path: 1 is a number; expected an absolute path\n" + bad + ":3: store.file: unknown key; expected one of path, record_timeout\n",

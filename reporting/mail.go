@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 	"time"
@@ -25,6 +26,11 @@ func mailName(address string) string {
 
 // composeMail writes the mail with the report to rc into the file at path.
 func (r *Reporter) composeMail(path string, rep *ruapost.Report, rc *ruapost.Recipient) error {
+	if r.Signer == nil {
+		r.unsigned.Do(func() {
+			slog.Warn("reports are not signed here: set [dkim], unless a milter signs what sendmail submits")
+		})
+	}
 	msg := &compose.Message{
 		From:      r.From,
 		FromName:  r.OrgName,

@@ -101,7 +101,8 @@ type Reporter struct {
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 
-	locked *os.File // the outbox's lock, during Send
+	locked   *os.File  // the outbox's lock, during Send
+	unsigned sync.Once // that mails are not signed was said
 }
 
 // ErrBusy is returned by Send if another one works on the same outbox.
@@ -124,8 +125,8 @@ func (r *Reporter) Send(ctx context.Context, everything bool) error {
 		return err
 	}
 	defer r.locked.Close()
-	if _, err := exec.LookPath(r.Sendmail[0]); err != nil {
-		return fmt.Errorf("reporting: %w: %w", errSendmail, err)
+	if err := r.findSendmail(); err != nil {
+		return err
 	}
 	earlier, err := r.Store.Reports(ctx)
 	if err != nil {
@@ -175,6 +176,13 @@ func each[T any](ctx context.Context, items []T, do func(context.Context, *T) er
 	}
 	_ = group.Wait() // the faults are in faults
 	return errors.Join(append(faults, ctx.Err())...)
+}
+
+func (r *Reporter) findSendmail() error {
+	if _, err := exec.LookPath(r.Sendmail[0]); err != nil {
+		return fmt.Errorf("reporting: %w: %w", errSendmail, err)
+	}
+	return nil
 }
 
 // lock makes this the only run on the outbox, until r.locked is closed here and in

@@ -159,6 +159,9 @@ func (r *Reporter) copyContent(ctx context.Context, w io.Writer, rep *ruapost.Re
 
 // DryRun writes what Send would do, after the same lookups, and does nothing.
 func (r *Reporter) DryRun(ctx context.Context, w io.Writer, everything bool) error {
+	if err := r.findSendmail(); err != nil {
+		return err
+	}
 	reports, err := r.Store.Reports(ctx)
 	if err != nil {
 		return err
@@ -181,7 +184,7 @@ func (r *Reporter) DryRun(ctx context.Context, w io.Writer, everything bool) err
 		}
 	}
 	if len(due) == 0 {
-		fmt.Fprintln(w, "No window with rows is over.")
+		fmt.Fprintln(w, "Nothing is due: no day that is over has anything recorded. For the current day too: send --now --dry-run")
 	}
 	return nil
 }

@@ -64,6 +64,8 @@ func (a *answer) error() error {
 // the server failed, or m contradicts itself or exceeds the bounds.
 func decode(m *dns.Msg, k key) (*answer, error) {
 	switch {
+	case m.Rcode == dns.RcodeRefused:
+		return nil, errRefused
 	case m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError:
 		return nil, fmt.Errorf("server answered %s", rcode(m.Rcode))
 	case m.Truncated:

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/miekg/dns"
@@ -26,6 +28,8 @@ const (
 	// udpSize is the largest UDP answer asked for: one that is not fragmented on
 	// the way (DNS Flag Day 2020).
 	udpSize = 1232
+	// complainEach is how often a server that refuses us is logged.
+	complainEach = time.Minute
 )
 
 var (
@@ -43,6 +47,7 @@ var (
 	errNoAnswer = os.ErrDeadlineExceeded // not a context's error: the caller's may not have ended
 	errBusy     = errors.New("too many DNS queries at a time")
 	errGarbled  = errors.New("garbled answer")
+	errRefused  = errors.New("server answered REFUSED")
 )
 
 // query asks one server after the other for k until one has an answer. A server
@@ -73,6 +78,7 @@ func (r *Resolver) query(ctx context.Context, k key) *answer {
 				}
 				return a
 			}
+			r.complain(s, err)
 			failed = failure(k, err)
 			failed.err.Server = s.addr.String()
 			if ctx.Err() != nil {
@@ -85,6 +91,20 @@ func (r *Resolver) query(ctx context.Context, k key) *answer {
 		servers = silent
 	}
 	return failed
+}
+
+// complain logs, at most once a minute, a server that does not work for us at all. One
+// that fails for a name, or is silent about it, need not be to blame.
+func (r *Resolver) complain(s server, err error) {
+	var system syscall.Errno // such as connection refused, network unreachable
+	if !errors.Is(err, errRefused) && !errors.As(err, &system) {
+		return
+	}
+	now, last := r.now().Unix(), r.complained.Load()
+	if now-last >= int64(complainEach/time.Second) && r.complained.CompareAndSwap(last, now) {
+		slog.Warn("DNS server does not answer us: what it would have told counts as a temporary error",
+			"server", s.addr, "err", err)
+	}
 }
 
 // order returns the servers in the order in which to ask them.

@@ -35,6 +35,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/maypok86/otter/v2"
@@ -80,6 +81,8 @@ type Resolver struct {
 	ctx     context.Context // ended by Close
 	cancel  context.CancelFunc
 	running sync.WaitGroup // the flights
+
+	complained atomic.Int64 // when a server was last logged, Unix time
 
 	mu          sync.Mutex
 	closed      bool

@@ -24,9 +24,9 @@ var panics = promauto.NewCounter(prometheus.CounterOpts{
 
 const (
 	// IdleTimeout is how long a connection may take to send its next query.
-	// Postfix closes an idle connection after 10 s; if the server closed first,
-	// a query that crosses the close costs a second connection.
-	IdleTimeout = 20 * time.Second
+	// Postfix closes a connection that is idle or 100 s old; if the server closed
+	// first, a query that crosses the close would cost a second connection.
+	IdleTimeout = 2 * time.Minute
 	// WriteTimeout is how long a client may take to accept a reply.
 	WriteTimeout = 10 * time.Second
 

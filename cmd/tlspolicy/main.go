@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"os"
 
 	"ruapost/bboltstore"
 	"ruapost/config"
@@ -49,7 +50,11 @@ func run(ctx context.Context, cfg *config.Config) (err error) {
 	daemon.Ready()
 	server := &daemon.Server{Name: "policy", MaxConns: maxConnections, Handle: func(ctx context.Context, conn net.Conn) {
 		if err := socketmap.Serve(ctx, conn, policies.Answer); err != nil {
-			slog.Warn("policy: connection ended", "err", err)
+			level := slog.LevelWarn
+			if errors.Is(err, os.ErrDeadlineExceeded) { // a client that asks no more
+				level = slog.LevelDebug
+			}
+			slog.Log(ctx, level, "policy: connection ended", "err", err)
 		}
 	}}
 	server.Serve(ctx, listeners...)
