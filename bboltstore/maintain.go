@@ -194,7 +194,9 @@ func (s *Store) compact(h *handle, before int64) error {
 		return fmt.Errorf("bboltstore: compact: %w", err)
 	}
 	defer os.Remove(fresh) // is gone when all went well
-	dst, err := bolt.Open(fresh, fileMode, options(os.OpenFile))
+	opts := options(os.OpenFile)
+	opts.NoSync = true // once at the end is enough: until then nobody needs the copy
+	dst, err := bolt.Open(fresh, fileMode, opts)
 	if err != nil {
 		return fmt.Errorf("bboltstore: compact: %w", err)
 	}
