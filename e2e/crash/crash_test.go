@@ -388,8 +388,8 @@ func (l *lives) check() {
 	if got.sessions < l.recorded.Load() || got.sessions > l.events.Load() {
 		t.Errorf("%d TLS sessions reported, %d told, at least %d of them recorded", got.sessions, l.events.Load(), l.recorded.Load())
 	}
-	t.Logf("kills: milter %d, tlspolicy %d, reporter %d; messages: %d answered, %d attempted, %d reported; TLS sessions: %d told, %d surely recorded, %d reported; %d policy answers; %d mails, %d repeated",
-		l.killed["milter"].Load(), l.killed["tlspolicy"].Load(), l.killed["reporter"].Load(), answered, attempted, reported, l.events.Load(), l.recorded.Load(), got.sessions, l.queries.Load(), got.mails, got.repeated)
+	t.Logf("kills: milter %d, tlspolicy %d, reporter %d; messages: %d answered, %d attempted, %d reported, of %d answered nobody wants to know; TLS sessions: %d told, %d surely recorded, %d reported; %d policy answers; %d mails, %d repeated",
+		l.killed["milter"].Load(), l.killed["tlspolicy"].Load(), l.killed["reporter"].Load(), answered, attempted, reported, l.answered[nobody].Load(), l.events.Load(), l.recorded.Load(), got.sessions, l.queries.Load(), got.mails, got.repeated)
 	if got.repeated != 0 {
 		t.Errorf("%d mails were sent twice", got.repeated)
 	}
