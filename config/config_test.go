@@ -70,7 +70,7 @@ trusted_networks = ["192.0.2.0/24", "2001:db8::1", "::ffff:192.0.2.1"]
 
 [reporter]
 from = "dmarc-noreply@Bücher.example"
-sendmail = ["/opt/sendmail"]
+sendmail = ["/usr/lib/sendmail"]
 format = "rfc7489"
 outbox = "/srv/outbox/"
 
@@ -97,7 +97,7 @@ listen = "tcp:[::1]:9184"
 			TrustedNetworks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::1/128"), netip.MustParsePrefix("192.0.2.1/32")},
 		},
 		TLSPolicy: TLSPolicy{Listen: []Listen{{"tcp", "127.0.0.1:8891"}}},
-		Reporter:  Reporter{"dmarc-noreply@xn--bcher-kva.example", []string{"/opt/sendmail"}, "rfc7489", "/srv/outbox"},
+		Reporter:  Reporter{"dmarc-noreply@xn--bcher-kva.example", []string{"/usr/lib/sendmail"}, "rfc7489", "/srv/outbox"},
 		DKIM:      DKIM{"example.org", "a.b", "/etc/key.pem"},
 		Metrics:   Metrics{Listen{"tcp", "[::1]:9184"}, Listen{"tcp", "[::1]:9185"}},
 	}
