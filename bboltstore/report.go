@@ -19,10 +19,25 @@ import (
 // of kind, window and domain.
 func (s *Store) Groups(ctx context.Context, before time.Time) ([]ruapost.Group, error) {
 	var found []ruapost.Group
+	err := s.scan(ctx, groupsBucket, func(k, v []byte) error {
+		g, err := readGroup(k, v)
+		if err == nil && !g.Window.End.After(before) {
+			found = append(found, g)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("bboltstore: read groups: %w", err)
+	}
+	return found, nil
+}
+
+// scan calls fn for all keys of a bucket, chunk of them per lock hold.
+func (s *Store) scan(ctx context.Context, bucket []byte, fn func(k, v []byte) error) error {
 	var after []byte
 	for more := true; more; {
 		err := s.view(ctx, func(tx *bolt.Tx) error {
-			c := tx.Bucket(groupsBucket).Cursor()
+			c := tx.Bucket(bucket).Cursor()
 			more = false
 			n := 0
 			for k, v := seekAfter(c, after); k != nil; k, v = c.Next() {
@@ -31,21 +46,17 @@ func (s *Store) Groups(ctx context.Context, before time.Time) ([]ruapost.Group, 
 					return nil
 				}
 				after = bytes.Clone(k)
-				g, err := readGroup(k, v)
-				if err != nil {
+				if err := fn(k, v); err != nil {
 					return err
-				}
-				if !g.Window.End.After(before) {
-					found = append(found, g)
 				}
 			}
 			return nil
 		})
 		if err != nil {
-			return nil, fmt.Errorf("bboltstore: read groups: %w", err)
+			return err
 		}
 	}
-	return found, nil
+	return nil
 }
 
 // seekAfter places c behind key, or at the beginning if key is nil.
@@ -284,29 +295,16 @@ func putReport(tx *bolt.Tx, r *ruapost.Report) error {
 // Reports returns all reports, oldest first.
 func (s *Store) Reports(ctx context.Context) ([]ruapost.Report, error) {
 	var reports []ruapost.Report
-	var after []byte
-	for more := true; more; {
-		err := s.view(ctx, func(tx *bolt.Tx) error {
-			c := tx.Bucket(reportsBucket).Cursor()
-			more = false
-			n := 0
-			for k, v := seekAfter(c, after); k != nil; k, v = c.Next() {
-				if n++; n > chunk {
-					more = true
-					return nil
-				}
-				after = bytes.Clone(k)
-				var r ruapost.Report
-				if err := json.Unmarshal(v, &r); err != nil {
-					return err
-				}
-				reports = append(reports, r)
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, fmt.Errorf("bboltstore: read reports: %w", err)
+	err := s.scan(ctx, reportsBucket, func(_, v []byte) error {
+		var r ruapost.Report
+		if err := json.Unmarshal(v, &r); err != nil {
+			return err
 		}
+		reports = append(reports, r)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("bboltstore: read reports: %w", err)
 	}
 	slices.SortStableFunc(reports, func(a, b ruapost.Report) int { return a.Sealed.Compare(b.Sealed) })
 	return reports, nil

@@ -535,17 +535,25 @@ func event(domain string, failed int) string {
 	return fmt.Sprintf(`{"dpv": "1","d": %q,"pr": "v=TLSRPTv1; rua=mailto:a@b.example","policies":[{"policy-type":9,"policy-domain": %[1]q,"t":0,"f":%d}]}`, domain, failed)
 }
 
-func TestReceive(t *testing.T) {
+// receiving starts a Receive that records into rec, and returns a connection to its
+// socket, what ends it and what is closed when it has ended.
+func receiving(t *testing.T, rec Recorder) (out net.Conn, cancel func(), done <-chan struct{}) {
+	t.Helper()
 	conn, path := listenEvents(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	rec := &recorder{fail: errors.New("a store that fails does not end it")}
-	done := make(chan struct{})
-	go func() { Receive(ctx, conn, rec); close(done) }()
+	ended := make(chan struct{})
+	go func() { Receive(ctx, conn, rec); close(ended) }()
 	out, err := net.Dial("unixgram", path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer out.Close()
+	t.Cleanup(func() { out.Close() })
+	return out, cancel, ended
+}
+
+func TestReceive(t *testing.T) {
+	rec := &recorder{fail: errors.New("a store that fails does not end it")}
+	out, cancel, done := receiving(t, rec)
 	send := func(data string) {
 		t.Helper()
 		if _, err := out.Write([]byte(data)); err != nil {
@@ -573,16 +581,8 @@ func TestReceive(t *testing.T) {
 // The socket is drained whatever the store does: its own queue may hold eleven
 // datagrams, and Postfix does not send twice.
 func TestReceiveWithSlowStore(t *testing.T) {
-	conn, path := listenEvents(t)
-	ctx, cancel := context.WithCancel(t.Context())
 	rec := &recorder{gate: make(chan struct{})}
-	done := make(chan struct{})
-	go func() { Receive(ctx, conn, rec); close(done) }()
-	out, err := net.Dial("unixgram", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close()
+	out, cancel, done := receiving(t, rec)
 	const n = 2000
 	for range n {
 		if _, err := out.Write([]byte(event("a.example", 0))); err != nil {
@@ -599,16 +599,8 @@ func TestReceiveWithSlowStore(t *testing.T) {
 
 // What waits is bounded by its size, too.
 func TestReceiveLongDatagrams(t *testing.T) {
-	conn, path := listenEvents(t)
-	ctx, cancel := context.WithCancel(t.Context())
 	rec := &recorder{gate: make(chan struct{})}
-	done := make(chan struct{})
-	go func() { Receive(ctx, conn, rec); close(done) }()
-	out, err := net.Dial("unixgram", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close()
+	out, cancel, done := receiving(t, rec)
 	before := testutil.ToFloat64(sessionsDropped)
 	long := event("a.example", 0)
 	long = long[:len(long)-1] + `,"x":"` + strings.Repeat("y", 150_000) + `"}`
@@ -630,16 +622,8 @@ func TestReceiveLongDatagrams(t *testing.T) {
 
 // Without a store the socket is drained all the same.
 func TestReceiveWithoutStore(t *testing.T) {
-	conn, path := listenEvents(t)
-	ctx, cancel := context.WithCancel(t.Context())
 	before := testutil.ToFloat64(sessionsDropped)
-	done := make(chan struct{})
-	go func() { Receive(ctx, conn, nil); close(done) }()
-	out, err := net.Dial("unixgram", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close()
+	out, cancel, done := receiving(t, nil)
 	const n = 100
 	for range n {
 		if _, err := out.Write([]byte(event("a.example", 0))); err != nil {

@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"ruapost"
 	"ruapost/internal/mailtouri"
@@ -203,17 +202,9 @@ func (jw *jsonWriter) failures(rows iter.Seq2[ruapost.Row, error]) error {
 	return nil
 }
 
-// clean returns s fit for I-JSON, which forbids noncharacters besides what
-// ruapost.Clean removes (RFC 7493 2.1).
-func clean(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if unicode.Is(unicode.Noncharacter_Code_Point, r) {
-			return ' '
-		}
-		return r
-	}, s)
-	return ruapost.Clean(s, len(s))
-}
+// clean returns s fit for I-JSON, which forbids noncharacters (RFC 7493 2.1), and for
+// a terminal.
+func clean(s string) string { return ruapost.Clean(s, len(s)) }
 
 func cleanAll(list []string) []string {
 	var kept []string
