@@ -43,6 +43,13 @@ type handle struct {
 	locked time.Time // since when
 }
 
+// release closes the database. Between transactions there is nothing left to write, so
+// the next one may have the file while this one unmaps it.
+func (h *handle) release() error {
+	err := unix.Flock(int(h.file.Fd()), unix.LOCK_UN)
+	return errors.Join(err, h.Close())
+}
+
 // abandon lets go of a database in which bbolt has panicked: it may still hold its
 // own locks, for which Close would wait for ever. The file's lock must be given back
 // by itself: bbolt's memory map keeps the closed file, and its lock, alive.
