@@ -125,12 +125,18 @@ func (p *program) main(args []string, stdout, stderr io.Writer) int {
 func (p *program) runUntilSignal(cfg *config.Config, args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
+	told := make(chan struct{})
 	unregister := context.AfterFunc(ctx, func() {
+		defer close(told)
 		slog.Info("stopping", "cause", context.Cause(ctx))
 		notify(daemon.SdNotifyStopping)
 		stop() // so that the next signal kills
 	})
-	defer unregister() // before stop, which ends ctx as well
+	defer func() { // before stop, which ends ctx as well
+		if !unregister() {
+			<-told // or the process could end before
+		}
+	}()
 	err := p.run(ctx, cfg, args)
 	if ctx.Err() != nil && isStop(err) {
 		return nil
