@@ -52,6 +52,8 @@ const (
 	OverrideOther            OverrideType = "other"
 	OverridePolicyTestMode   OverrideType = "policy_test_mode" // RFC 9990 only
 	OverrideTrustedForwarder OverrideType = "trusted_forwarder"
+	OverrideForwarded        OverrideType = "forwarded"   // RFC 7489 only
+	OverrideSampledOut       OverrideType = "sampled_out" // RFC 7489 only
 )
 
 // Evaluation is what DMARC made of one inbound message. Evaluations of one
@@ -60,11 +62,21 @@ const (
 type Evaluation struct {
 	// Time is when the message was judged; it decides the Window.
 	Time time.Time
+	// Interval is the length of the Window, which divides 24 hours: a domain may ask
+	// for reports more often than daily (RFC 7489 6.3, ri). 0 is a day.
+	Interval time.Duration
 	// Policy is the policy that applied, as published.
 	Policy DMARCPolicy
 	// Optional evaluations are reported if the report is sent anyway, but never
 	// cause a report by themselves.
 	Optional bool
+	// OrganizationalDomain is that of the author domain, empty if the DNS did not
+	// tell. A message that passed DMARC makes it a known one.
+	OrganizationalDomain string
+	// OptionalIfUnknown makes the evaluation Optional if OrganizationalDomain is not
+	// known when it is recorded: no message from there passed here in the last 30 days,
+	// and none was sent there in the last 90.
+	OptionalIfUnknown bool
 	// Result is all that a report says about the message.
 	Result DMARCResult
 }

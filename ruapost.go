@@ -33,9 +33,13 @@ type Window struct {
 }
 
 // Day returns the UTC day that t falls into (RFC 9990 3.1.1.4, RFC 8460 4.1).
-func Day(t time.Time) Window {
-	start := t.UTC().Truncate(24 * time.Hour)
-	return Window{Start: start, End: start.Add(24 * time.Hour)}
+func Day(t time.Time) Window { return Part(t, 24*time.Hour) }
+
+// Part returns the part of a UTC day that t falls into, if the day is cut into parts
+// of this length. The length divides 24 hours.
+func Part(t time.Time, length time.Duration) Window {
+	start := t.UTC().Truncate(length)
+	return Window{Start: start, End: start.Add(length)}
 }
 
 // Last returns the last second of the window, as reports write it.

@@ -18,6 +18,8 @@
 //
 //	meta     "schema"                                      -> version of this layout
 //	         "usage"                                       -> number and size of all rows
+//	         "known"                                       -> number of known domains, of
+//	                                                          destinations, last day swept
 //	windows  kind, window start, window length             -> number of its groups
 //	windows  the same, organization                        -> number of its groups
 //	trash    group ID                                      -> nothing; rows to be deleted
@@ -25,6 +27,8 @@
 //	         hash of the policy                               policy as JSON
 //	rows     group ID, hash of the row                     -> count, row as JSON
 //	reports  report ID                                     -> ruapost.Report as JSON
+//	known    organizational domain, labels reversed        -> last day of a pass, of a
+//	                                                          message sent there
 //
 // Equal rows are merged when they are written: what a report costs does not grow
 // with the number of messages, only with the number of distinct rows. Group IDs
@@ -35,6 +39,14 @@
 // Whatever is recorded later for the same window, domain and policy starts a new
 // group, so sealed rows never change, and the reporter can read and delete them
 // in pieces without keeping the file locked.
+//
+// # Known domains
+//
+// A domain is known if a message from it passed DMARC here in the last 30 days, or
+// one was sent to it in the last 90. Evaluations ask for that, see
+// [ruapost.Evaluation], and it is answered in the transaction that writes them, after
+// the batch's own passes and destinations are noted: nobody reads the file while mail
+// waits. Days are all that is kept, so a domain is written once a day, however busy it is.
 package bboltstore
 
 import (
@@ -102,10 +114,11 @@ var (
 // Store is one process's access to the shared file. Its methods may be called
 // from any number of goroutines.
 type Store struct {
-	path   string
-	bounds bounds
-	wake   chan struct{} // has room for one: there is something to do
-	gone   chan struct{} // closed when the store goroutine has ended
+	path     string
+	bounds   bounds
+	maxKnown uint64        // MaxKnownDomains, which tests make smaller
+	wake     chan struct{} // has room for one: there is something to do
+	gone     chan struct{} // closed when the store goroutine has ended
 
 	mu          sync.Mutex
 	batches     []*batch // the last one still takes rows; the first may be in work
@@ -140,11 +153,12 @@ func Open(path string) (*Store, error) {
 		return nil, fmt.Errorf("bboltstore: %w", err)
 	}
 	s := &Store{
-		path:    abs,
-		bounds:  defaultBounds,
-		wake:    make(chan struct{}, 1),
-		gone:    make(chan struct{}),
-		closing: make(chan struct{}),
+		path:     abs,
+		bounds:   defaultBounds,
+		maxKnown: MaxKnownDomains,
+		wake:     make(chan struct{}, 1),
+		gone:     make(chan struct{}),
+		closing:  make(chan struct{}),
 	}
 	go s.run()
 	// Once now, so that the operator hears of a fault at the start.
@@ -358,7 +372,7 @@ func (s *Store) commitBatch(db *bolt.DB) (wrote bool, err error) {
 		// Waiting would not help: there is room again when the reporter has sent and
 		// deleted reports.
 		s.complain(fmt.Errorf("bboltstore: %s has reached its largest size: %w", s.path, err))
-		c, err = cut{records: uint64(b.records)}, nil
+		c, err = cut{records: uint64(b.records), known: uint64(len(b.seen))}, nil
 	}
 	// What the reporter writes, in order to delete, must not be in want of room.
 	db.MaxSize = 0
@@ -369,6 +383,7 @@ func (s *Store) commitBatch(db *bolt.DB) (wrote bool, err error) {
 	recorded.Add(float64(uint64(b.records) - c.records))
 	dropped.WithLabelValues("groups").Add(float64(c.records))
 	dropped.WithLabelValues("details").Add(float64(c.details))
+	dropped.WithLabelValues("known").Add(float64(c.known))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.queued -= b.rows
@@ -383,11 +398,17 @@ func (s *Store) commitBatch(db *bolt.DB) (wrote bool, err error) {
 
 func (s *Store) writeBatch(db *bolt.DB, b *batch, frugal bool) (c cut, err error) {
 	err = safely(func() error {
-		return db.Update(func(tx *bolt.Tx) (err error) {
-			c, err = b.write(tx, s.bounds, frugal)
+		return db.Update(func(tx *bolt.Tx) error {
+			k, err := loadKnown(tx, s.maxKnown)
+			if err == nil {
+				c, err = b.write(tx, s.bounds, k, frugal)
+			}
 			return err
 		})
 	})
+	if errors.Is(err, errUnchanged) {
+		err = nil
+	}
 	return c, err
 }
 

@@ -188,7 +188,7 @@ func TestOpenRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]string{
-		newer: "was written by a newer version of ruapost (schema 3; this program knows 2)",
+		newer: fmt.Sprintf("was written by a newer version of ruapost (schema %d; this program knows %d)", schema+1, schema),
 		other: "is a bbolt file, but not a ruapost store",
 		text:  "invalid database",
 	} {

@@ -33,6 +33,13 @@ const (
 	// MaxRows and MaxBytes are the number and size of all rows together.
 	MaxRows  = 4_000_000
 	MaxBytes = 2 << 30
+	// MaxKnownDomains is the number of organizational domains that are remembered as
+	// known. The half is for those from which messages only passed DMARC: whoever has
+	// domains to throw away can make some pass, but our users write to whom they like.
+	MaxKnownDomains = 1_000_000
+	// MaxKnownSubdomains is the number of names below a registered one that a pass
+	// makes known: a wildcard record can make all of them organizational domains.
+	MaxKnownSubdomains = 100
 	// MaxRowBytes is the size of a row's JSON form.
 	MaxRowBytes = 4 << 10
 	// MaxPolicyBytes is the size of a policy's JSON form. A larger one is recorded

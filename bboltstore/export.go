@@ -30,6 +30,7 @@ type line struct {
 	Group  *exportedGroup  `json:"group,omitempty"`
 	Report *ruapost.Report `json:"report,omitempty"`
 	Row    *exportedRow    `json:"row,omitempty"`
+	Known  *exportedKnown  `json:"known,omitempty"`
 }
 
 type exportedGroup struct {
@@ -41,6 +42,13 @@ type exportedRow struct {
 	Group ruapost.GroupID `json:"group"`
 	Count int64           `json:"count"`
 	Data  json.RawMessage `json:"data"`
+}
+
+// exportedKnown is a known domain. The days are as in 2006-01-02, or empty.
+type exportedKnown struct {
+	Domain      string `json:"domain"`
+	Passed      string `json:"passed,omitempty"`
+	Destination string `json:"destination,omitempty"`
 }
 
 // Export writes what the store holds as JSON lines, for Import. It is what was there
@@ -101,7 +109,7 @@ func exportAll(ctx context.Context, tx *bolt.Tx, out *json.Encoder) error {
 	if err != nil {
 		return err
 	}
-	return tx.Bucket(reportsBucket).ForEach(func(_, v []byte) error {
+	err = tx.Bucket(reportsBucket).ForEach(func(_, v []byte) error {
 		var r ruapost.Report
 		if err := json.Unmarshal(v, &r); err != nil {
 			return err
@@ -115,6 +123,17 @@ func exportAll(ctx context.Context, tx *bolt.Tx, out *json.Encoder) error {
 			}
 		}
 		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return tx.Bucket(knownBucket).ForEach(func(k, v []byte) error {
+		s, err := decodeSighting(v)
+		if err != nil {
+			return err
+		}
+		l := line{Known: &exportedKnown{reverse(string(k)), s.passed.String(), s.destination.String()}}
+		return errors.Join(ctx.Err(), out.Encode(l))
 	})
 }
 
@@ -145,7 +164,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	if st.Groups > 0 || st.Rows > 0 || st.Reports > 0 {
+	if st.Groups > 0 || st.Rows > 0 || st.Reports > 0 || st.KnownDomains > 0 {
 		return ErrNotEmpty
 	}
 	sc := bufio.NewScanner(r)
@@ -190,6 +209,10 @@ func (s *Store) importLines(ctx context.Context, lines []line) error {
 		if err != nil {
 			return err
 		}
+		k, err := loadKnown(tx, s.maxKnown)
+		if err != nil {
+			return err
+		}
 		for _, l := range lines {
 			var err error
 			switch {
@@ -199,14 +222,16 @@ func (s *Store) importLines(ctx context.Context, lines []line) error {
 				err = importReport(tx, l.Report)
 			case l.Row != nil:
 				err = importRow(tx, l.Row, &u)
+			case l.Known != nil:
+				err = importKnown(k, l.Known)
 			default:
-				err = errors.New("a line that is neither group nor report nor row")
+				err = errors.New("a line that is neither group nor report nor row nor known domain")
 			}
 			if err != nil {
 				return err
 			}
 		}
-		return u.store(tx)
+		return errors.Join(u.store(tx), k.storeCounts())
 	})
 }
 
@@ -244,6 +269,20 @@ func importRow(tx *bolt.Tx, r *exportedRow, u *usage) error {
 	v := append(binary.BigEndian.AppendUint64(nil, uint64(r.Count)), r.Data...)
 	u.add(1, len(v))
 	return rows.Put(key, v)
+}
+
+func importKnown(k *known, e *exportedKnown) error {
+	passed, err1 := parseDay(e.Passed)
+	destination, err2 := parseDay(e.Destination)
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	s := sighting{passed, destination}
+	if !canBeKnown(e.Domain) || s == (sighting{}) {
+		return fmt.Errorf("known domain %q, seen never", e.Domain)
+	}
+	_, err := k.see(e.Domain, s, false)
+	return err
 }
 
 // importReport keeps what may still refer to rows by their group's ID.

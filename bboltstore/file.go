@@ -20,7 +20,8 @@ import (
 //
 //	1  groups, rows, reports
 //	2  windows, trash, the usage in meta and the bytes of a group
-const schema = 2
+//	3  known, and their counts in meta
+const schema = 3
 
 var (
 	metaBucket    = []byte("meta")
@@ -29,8 +30,10 @@ var (
 	windowsBucket = []byte("windows")
 	trashBucket   = []byte("trash")
 	reportsBucket = []byte("reports")
+	knownBucket   = []byte("known")
 	schemaKey     = []byte("schema")
 	usageKey      = []byte("usage")
+	knownKey      = []byte("known")
 )
 
 // fileMode lets the programs run as different users of one group.
@@ -185,7 +188,7 @@ func create(path string) error {
 		return err
 	}
 	err = db.Update(func(tx *bolt.Tx) error {
-		for _, name := range [][]byte{metaBucket, groupsBucket, rowsBucket, windowsBucket, trashBucket, reportsBucket} {
+		for _, name := range [][]byte{metaBucket, groupsBucket, rowsBucket, windowsBucket, trashBucket, reportsBucket, knownBucket} {
 			if _, err := tx.CreateBucket(name); err != nil {
 				return err
 			}
@@ -220,7 +223,7 @@ func bringUp(db *bolt.DB) error {
 		return fmt.Errorf("was written by a newer version of ruapost (schema %d; this program knows %d): "+
 			"upgrade this program, or set another store.path: %w", found, schema, ErrForeign)
 	}
-	if err := db.Update(migrate); err != nil {
+	if err := db.Update(func(tx *bolt.Tx) error { return migrate(tx, found) }); err != nil {
 		return fmt.Errorf("cannot be brought up from schema %d to %d: %w", found, schema, err)
 	}
 	slog.Info("store: brought up to date", "file", db.Path(), "from_schema", found, "to_schema", schema)
@@ -239,9 +242,21 @@ func readSchema(tx *bolt.Tx) (uint64, error) {
 	return binary.BigEndian.Uint64(v), nil
 }
 
-// migrate makes schema 2 of schema 1, the only one before it: it counts what from
-// then on is kept counted.
-func migrate(tx *bolt.Tx) error {
+// migrate brings up a file of an older schema, one after the other.
+func migrate(tx *bolt.Tx, found uint64) error {
+	if found < 2 {
+		if err := migrateTo2(tx); err != nil {
+			return err
+		}
+	}
+	if _, err := tx.CreateBucketIfNotExists(knownBucket); err != nil {
+		return err
+	}
+	return putSchema(tx)
+}
+
+// migrateTo2 counts what from then on is kept counted.
+func migrateTo2(tx *bolt.Tx) error {
 	for _, name := range [][]byte{windowsBucket, trashBucket} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
@@ -277,5 +292,5 @@ func migrate(tx *bolt.Tx) error {
 			return err
 		}
 	}
-	return putSchema(tx)
+	return nil
 }

@@ -36,6 +36,8 @@ type Stats struct {
 	Rows     uint64 `json:"rows"`
 	RowBytes uint64 `json:"row_bytes"`
 	Reports  int    `json:"reports"`
+	// KnownDomains are those that are remembered as known.
+	KnownDomains uint64 `json:"known_domains"`
 }
 
 // withFile opens the file for fn alone, for as long as fn takes.
@@ -82,6 +84,11 @@ func stats(h *handle, tx *bolt.Tx) (st Stats, err error) {
 	st.FreeBytes = freeBytes(h.DB)
 	st.Groups = tx.Bucket(groupsBucket).Inspect().KeyN
 	st.Reports = tx.Bucket(reportsBucket).Inspect().KeyN
+	k, err := loadKnown(tx, MaxKnownDomains)
+	if err != nil {
+		return st, err
+	}
+	st.KnownDomains = k.counts.all
 	return st, nil
 }
 
@@ -152,13 +159,37 @@ func checkCounts(tx *bolt.Tx) (faults []error) {
 	for k, n := range windows {
 		faults = append(faults, fmt.Errorf("window %x has %d groups that are not counted", k, n))
 	}
+	return append(faults, checkKnown(tx)...)
+}
+
+func checkKnown(tx *bolt.Tx) (faults []error) {
+	k, err := loadKnown(tx, MaxKnownDomains)
+	if err != nil {
+		return []error{err}
+	}
+	have := knownCounts{swept: k.counts.swept}
+	k.bucket.ForEach(func(key, v []byte) error {
+		s, err := decodeSighting(v)
+		if err != nil || s == (sighting{}) || !canBeKnown(string(key)) {
+			faults = append(faults, fmt.Errorf("known domain %q: %x, %v", key, v, err))
+		}
+		have.change(sighting{}, s)
+		return nil
+	})
+	if have != k.counts {
+		faults = append(faults, fmt.Errorf("counts of known domains say %+v, there are %+v", k.counts, have))
+	}
 	return faults
 }
 
-// Tidy finishes what was interrupted, and compacts the file if that is worth while: if
-// many of its pages are free, and most of all of them.
+// Tidy finishes what was interrupted, forgets domains that are not known any more, and
+// compacts the file if that is worth while: if many of its pages are free, and most of
+// all of them.
 func (s *Store) Tidy(ctx context.Context) error {
 	if err := s.emptyTrash(ctx); err != nil {
+		return err
+	}
+	if err := s.forgetKnown(ctx, time.Now()); err != nil {
 		return err
 	}
 	return s.withFile(ctx, func(h *handle) error {

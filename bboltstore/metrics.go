@@ -14,7 +14,8 @@ var (
 		Name: "ruapost_store_dropped_total",
 		Help: "What was not recorded in full, by what was in the way. Nothing was kept: queue " +
 			"(too much waits to be written), groups (too many domains or policies, or the file is full), closed. " +
-			"Counted in the total alone: details (too many rows), row_bytes (row too large).",
+			"Counted in the total alone: details (too many rows), row_bytes (row too large). " +
+			"known counts domains that are not remembered as known.",
 	}, []string{"limit"})
 	writeErrors = promauto.NewCounter(prometheus.CounterOpts{
 		Name: "ruapost_store_errors_total",

@@ -2,6 +2,7 @@ package bboltstore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -22,7 +23,8 @@ const hashLen = 16
 // batch is what is committed in one transaction, equal rows merged.
 type batch struct {
 	groups  map[string]*addition // by key in the groups bucket
-	rows    int                  // distinct rows and groups, the measure of MaxBatch
+	seen    map[string]sighting  // by organizational domain
+	rows    int                  // distinct rows, groups and domains, the measure of MaxBatch
 	bytes   int                  // size of their JSON, the measure of MaxBatchBytes
 	records int                  // record calls, and sessions in them
 	sealed  bool                 // the store goroutine has taken it
@@ -36,6 +38,10 @@ type addition struct {
 	total, required, failed uint64
 	proven                  bool
 	rows                    map[[hashLen]byte]*rowAddition
+	// ifKnown counts the evaluations that are required if the organizational domain is
+	// known on the day, which is that of all of them.
+	ifKnown map[string]uint64
+	day     day
 }
 
 type rowAddition struct {
@@ -44,14 +50,18 @@ type rowAddition struct {
 	proven bool
 }
 
-// entry is one evaluation or session on its way into a batch. proven says that no
-// forger could have made it, see the bounds.
+// entry is one evaluation or session on its way into a batch, or, without a group, a
+// domain that is seen. proven says that no forger could have made it, see the bounds.
 type entry struct {
 	group                   []byte
 	policy                  []byte
 	required, failed        uint64
 	groupProven, rowsProven bool
 	rows                    [][]byte
+	organization            string   // organizational domain, what follows is about it
+	seen                    sighting // adds to what is known
+	ifKnown                 bool     // required if it is known on the day
+	day                     day
 }
 
 // RecordEvaluation adds e to the window of its time. It returns nil when e is on
@@ -66,16 +76,28 @@ func (s *Store) RecordEvaluation(ctx context.Context, e *ruapost.Evaluation) err
 	if err != nil {
 		return fmt.Errorf("bboltstore: encode evaluation: %w", err)
 	}
+	window := ruapost.Part(e.Time, cmp.Or(e.Interval, 24*time.Hour))
 	en := entry{
-		group:  groupKey(ruapost.KindDMARC, ruapost.Day(e.Time), e.Policy.Domain, policy),
+		group:  groupKey(ruapost.KindDMARC, window, e.Policy.Domain, policy),
 		policy: policy,
 		rows:   [][]byte{row},
+		day:    dayOf(e.Time),
 	}
-	if !e.Optional {
+	passed := e.Result.AlignedDKIM || e.Result.AlignedSPF
+	en.groupProven, en.rowsProven = passed, passed
+	if canBeKnown(e.OrganizationalDomain) {
+		en.organization = e.OrganizationalDomain
+		if passed {
+			en.seen.passed = en.day
+		}
+	}
+	switch {
+	case e.Optional:
+	case e.OptionalIfUnknown && !passed: // passing is being known
+		en.ifKnown = en.organization != ""
+	default:
 		en.required = 1
 	}
-	en.groupProven = e.Result.AlignedDKIM || e.Result.AlignedSPF
-	en.rowsProven = en.groupProven
 	return s.record(ctx, []entry{en})
 }
 
@@ -156,24 +178,41 @@ func (s *Store) openBatch() *batch {
 			return b
 		}
 	}
-	b := &batch{groups: map[string]*addition{}, done: make(chan struct{})}
+	b := &batch{groups: map[string]*addition{}, seen: map[string]sighting{}, done: make(chan struct{})}
 	s.batches = append(s.batches, b)
 	return b
 }
 
 func (b *batch) add(en *entry) {
+	if en.seen != (sighting{}) {
+		if _, found := b.seen[en.organization]; !found {
+			b.grow(len(en.organization))
+		}
+		b.seen[en.organization] = b.seen[en.organization].with(en.seen)
+	}
+	if en.group != nil {
+		b.addToGroup(en)
+	}
+}
+
+func (b *batch) addToGroup(en *entry) {
 	b.records++
 	g := b.groups[string(en.group)]
 	if g == nil {
-		g = &addition{policy: en.policy, rows: map[[hashLen]byte]*rowAddition{}}
+		g = &addition{policy: en.policy, rows: map[[hashLen]byte]*rowAddition{}, ifKnown: map[string]uint64{}, day: en.day}
 		b.groups[string(en.group)] = g
-		b.rows++
-		b.bytes += len(en.policy)
+		b.grow(len(en.policy))
 	}
 	g.total++
 	g.required += en.required
 	g.failed += en.failed
 	g.proven = g.proven || en.groupProven
+	if en.ifKnown {
+		if g.ifKnown[en.organization] == 0 {
+			b.grow(len(en.organization))
+		}
+		g.ifKnown[en.organization]++
+	}
 	for _, data := range en.rows {
 		if len(data) > MaxRowBytes {
 			dropped.WithLabelValues("row_bytes").Inc()
@@ -184,12 +223,17 @@ func (b *batch) add(en *entry) {
 		if r == nil {
 			r = &rowAddition{data: data}
 			g.rows[h] = r
-			b.rows++
-			b.bytes += len(data)
+			b.grow(len(data))
 		}
 		r.count++
 		r.proven = r.proven || en.rowsProven
 	}
+}
+
+// grow counts one more of what the batch is bounded in.
+func (b *batch) grow(bytes int) {
+	b.rows++
+	b.bytes += bytes
 }
 
 // writer adds a batch to the file.
@@ -197,6 +241,7 @@ type writer struct {
 	tx           *bolt.Tx
 	bounds       bounds
 	groups, rows *bolt.Bucket
+	known        *known
 	usage        usage
 	// frugal adds no new group or row: the file has no room.
 	frugal bool
@@ -207,17 +252,25 @@ type writer struct {
 type cut struct {
 	records uint64 // whole messages and sessions
 	details uint64 // those of which only the total was counted
+	known   uint64 // domains
 }
 
-// write adds the batch to the file.
-func (b *batch) write(tx *bolt.Tx, bounds bounds, frugal bool) (cut, error) {
+// write adds the batch to the file, or returns errUnchanged if it is there already.
+func (b *batch) write(tx *bolt.Tx, bounds bounds, known *known, frugal bool) (cut, error) {
 	w := &writer{
-		tx: tx, bounds: bounds, frugal: frugal,
+		tx: tx, bounds: bounds, known: known, frugal: frugal,
 		groups: tx.Bucket(groupsBucket), rows: tx.Bucket(rowsBucket),
 	}
 	var err error
 	if w.usage, err = loadUsage(tx); err != nil {
 		return cut{}, err
+	}
+	// First: what it makes known is known to the rest of it.
+	if err := w.writeSeen(b.seen); err != nil {
+		return cut{}, err
+	}
+	if len(b.groups) == 0 && !known.changed {
+		return w.cut, errUnchanged
 	}
 	for _, key := range slices.Sorted(maps.Keys(b.groups)) {
 		if err := w.writeGroup([]byte(key), b.groups[key]); err != nil {
@@ -225,6 +278,22 @@ func (b *batch) write(tx *bolt.Tx, bounds bounds, frugal bool) (cut, error) {
 		}
 	}
 	return w.cut, w.usage.store(tx)
+}
+
+func (w *writer) writeSeen(seen map[string]sighting) error {
+	for _, domain := range slices.Sorted(maps.Keys(seen)) {
+		ok, err := w.known.see(domain, seen[domain], w.frugal)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			w.cut.known++
+		}
+	}
+	if !w.known.changed {
+		return nil
+	}
+	return w.known.storeCounts()
 }
 
 func (w *writer) writeGroup(key []byte, add *addition) error {
@@ -239,6 +308,13 @@ func (w *writer) writeGroup(key []byte, add *addition) error {
 	g.total += add.total
 	g.required += add.required
 	g.failed += add.failed
+	for domain, n := range add.ifKnown {
+		if known, err := w.known.isKnown(domain, add.day); err != nil {
+			return err
+		} else if known {
+			g.required += n
+		}
+	}
 	if err := w.writeRows(&g, add.rows); err != nil {
 		return err
 	}

@@ -36,6 +36,8 @@ func evaluation(at time.Time, domain string, n int) *ruapost.Evaluation {
 			Domain: domain, P: ruapost.DispositionReject, SP: ruapost.DispositionQuarantine,
 			ADKIM: ruapost.Relaxed, ASPF: ruapost.Relaxed, FO: "0", Percent: 100, Discovery: "treewalk",
 		},
+		OrganizationalDomain: domain,
+		OptionalIfUnknown:    true,
 		Result: ruapost.DMARCResult{
 			SourceIP:     address(n),
 			Disposition:  ruapost.DispositionPass,

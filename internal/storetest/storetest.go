@@ -15,6 +15,10 @@
 // only, and from 1 MiB on must be. Policies of 4 KiB, groups of 5,000 rows and days
 // of 2,000 groups are kept whole.
 //
+// Which domains are known, see [ruapost.Evaluation], is decided when an evaluation is
+// recorded: what a call has made known that returned before is known to it, whichever
+// process made it. Thirty days and ninety are meant to a day.
+//
 // Any other call that returns nil has done what it says. One whose context ended
 // returns the context's error and may or may not have done it, but never half of
 // what must go together: a report is stored if and only if its groups are taken.
@@ -23,7 +27,9 @@
 package storetest
 
 import (
+	"context"
 	"testing"
+	"time"
 
 	"ruapost/inbound"
 	"ruapost/outbound"
@@ -35,6 +41,7 @@ type Store interface {
 	inbound.Recorder
 	outbound.Recorder
 	reporting.Store
+	RecordDestinations(ctx context.Context, domains []string, at time.Time) error
 	// Close records what still waits and ends this access to the store; calls fail
 	// from then on. It may be called again.
 	Close() error
@@ -57,8 +64,19 @@ func Run(t *testing.T, open Open) {
 		{"merge/over a restart", testMergeOverRestart},
 		{"merge/two processes", testMergeTwoProcesses},
 		{"optional evaluations", testOptional},
+		{"known/by a pass", testKnownByPass},
+		{"known/by a destination", testKnownByDestination},
+		{"known/days", testKnownDays},
+		{"known/in order", testKnownInOrder},
+		{"known/over a restart", testKnownOverRestart},
+		{"known/optional", testKnownAndOptional},
+		{"known/hostile", testKnownHostile},
+		{"known/ended", testKnownEnded},
 		{"totals of sessions", testSessionTotals},
 		{"windows", testWindows},
+		{"windows/lengths", testIntervals},
+		{"windows/lengths before", testIntervalsBefore},
+		{"windows/lengths apart", testIntervalsApart},
 		{"groups/before", testGroupsBefore},
 		{"groups/order", testGroupsOrder},
 		{"groups/policies apart", testPoliciesApart},
