@@ -13,6 +13,8 @@ import (
 	"net/netip"
 	"os"
 	"time"
+
+	"ruapost"
 )
 
 // DefaultPath is the file the programs read if not told otherwise.
@@ -59,6 +61,40 @@ type Milter struct {
 	AuthservID string
 	// TrustedNetworks are those whose mail is not judged.
 	TrustedNetworks []netip.Prefix
+	// Enforce is the most that is done with a message that fails: none, quarantine
+	// or reject.
+	Enforce ruapost.Disposition
+	// Quarantine is how: "hold" puts a message into Postfix's hold queue, "header"
+	// marks it.
+	Quarantine string
+	// DeferTemperror defers a message that DMARC could not judge because of a
+	// temporary error, if its domain asks for quarantine or reject.
+	DeferTemperror bool
+	// Discovery is how policies are found: "treewalk" (RFC 9989) or "psl" (RFC 7489),
+	// with the list in the file SuffixList, or with a built-in one if that is empty.
+	Discovery  string
+	SuffixList string
+	// ReportUnknown makes forged mail of domains that never exchange mail with this
+	// system cause reports, too.
+	ReportUnknown bool
+	// Budget is how long a message may wait for DNS, from 1 s to 2 min.
+	Budget time.Duration
+	// Overrides are exceptions from the policies, the first that matches counts.
+	Overrides []Override
+}
+
+// Override is an exception: a message that fails DMARC and matches is not treated as
+// the policy asks, and the report gives Type and Comment as the reason. It matches if
+// of each list that is not empty something matches. A domain in DKIM, SPF or
+// Recipients stands for all names below it, too.
+type Override struct {
+	Sources    []netip.Prefix
+	DKIM       []string // domains of signatures that passed
+	SPF        []string // domains that SPF passed for
+	ListIDs    []string // of List-Id, without the angle brackets, in lower case
+	Recipients []string // domains that all recipients are in
+	Type       ruapost.OverrideType
+	Comment    string
 }
 
 // TLSPolicy is what the TLS policy daemon needs to know.
@@ -129,6 +165,10 @@ func defaults() *Config {
 				netip.MustParsePrefix("127.0.0.0/8"),
 				netip.MustParsePrefix("::1/128"),
 			},
+			Enforce:    ruapost.DispositionNone,
+			Quarantine: "hold",
+			Discovery:  "treewalk",
+			Budget:     20 * time.Second,
 		},
 		TLSPolicy: TLSPolicy{
 			Listen: []Listen{{"unix", "/var/spool/postfix/run/ruapost/policy.sock"}},
@@ -184,8 +224,10 @@ func parse(file, text, host string) (*Config, error) {
 		}
 	}
 	if len(errs) == 0 {
-		if key, err := c.DKIM.check(); err != nil {
-			fail(lines[key], key, err)
+		for _, check := range []func() (key string, err error){c.DKIM.check, c.Milter.check} {
+			if key, err := check(); err != nil {
+				fail(lines[key], key, err)
+			}
 		}
 	}
 	if len(errs) > 0 {
@@ -212,4 +254,13 @@ func (d *DKIM) check() (key string, err error) {
 		return "", nil
 	}
 	return set[0], fmt.Errorf("%s is not set; expected all of domain, selector and key_file, or none", missing[0])
+}
+
+// check returns an error, and the key to tell it of, if a key is set that needs
+// another one.
+func (m *Milter) check() (key string, err error) {
+	if m.SuffixList != "" && m.Discovery != "psl" {
+		return "milter.public_suffix_list", errors.New(`discovery is not "psl"`)
+	}
+	return "", nil
 }

@@ -14,6 +14,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"ruapost"
 )
 
 const testHost = "mail.example.org"
@@ -33,6 +35,10 @@ func TestEmptyFileIsValid(t *testing.T) {
 			Listen:          []Listen{{"unix", "/var/spool/postfix/run/ruapost/milter.sock"}},
 			AuthservID:      "mail.example.org",
 			TrustedNetworks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")},
+			Enforce:         ruapost.DispositionNone,
+			Quarantine:      "hold",
+			Discovery:       "treewalk",
+			Budget:          20 * time.Second,
 		},
 		TLSPolicy: TLSPolicy{
 			Listen: []Listen{{"unix", "/var/spool/postfix/run/ruapost/policy.sock"}},
@@ -64,8 +70,13 @@ listen = [
 ]
 authserv_id = "MX.example"
 mode = "verify"
-enforce = "off"
-discovery = "treewalk"
+enforce = "reject"
+quarantine = "header"
+temperror = "defer"
+discovery = "psl"
+public_suffix_list = "/srv/list.dat"
+report_on = "all"
+budget = "1m"
 trusted_networks = ["192.0.2.0/24", "2001:db8::1", "::ffff:192.0.2.1"]
 
 [reporter]
@@ -81,6 +92,18 @@ key_file = "/etc/key.pem"
 
 [metrics]
 listen = "tcp:[::1]:9184"
+
+[[override]]
+source = "192.0.2.0/24"
+
+[[override]]
+source = ["192.0.2.0/24", "2001:db8::1"]
+dkim = "Lists.example"
+spf = ["a.example", "b.example"]
+list_id = "Some.List.example"
+recipient = "here.example"
+type = "mailing_list"
+comment = "known list"
 `
 	got, err := parse("ruapost.toml", text, testHost)
 	if err != nil {
@@ -95,6 +118,25 @@ listen = "tcp:[::1]:9184"
 			Listen:          []Listen{{"unix", "/run/x.sock"}, {"tcp", "[::1]:8890"}, {"tcp", "localhost:0"}},
 			AuthservID:      "mx.example",
 			TrustedNetworks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::1/128"), netip.MustParsePrefix("192.0.2.1/32")},
+			Enforce:         ruapost.DispositionReject,
+			Quarantine:      "header",
+			DeferTemperror:  true,
+			Discovery:       "psl",
+			SuffixList:      "/srv/list.dat",
+			ReportUnknown:   true,
+			Budget:          time.Minute,
+			Overrides: []Override{
+				{Sources: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, Type: ruapost.OverrideLocalPolicy},
+				{
+					Sources:    []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::1/128")},
+					DKIM:       []string{"lists.example"},
+					SPF:        []string{"a.example", "b.example"},
+					ListIDs:    []string{"some.list.example"},
+					Recipients: []string{"here.example"},
+					Type:       ruapost.OverrideMailingList,
+					Comment:    "known list",
+				},
+			},
 		},
 		TLSPolicy: TLSPolicy{Listen: []Listen{{"tcp", "127.0.0.1:8891"}}},
 		Reporter:  Reporter{"dmarc-noreply@xn--bcher-kva.example", []string{"/usr/lib/sendmail"}, "rfc7489", "/srv/outbox"},
@@ -134,15 +176,15 @@ func TestErrors(t *testing.T) {
 
 		{
 			"unknown key of the top level", "org = \"x\"\n",
-			`f.toml:1: org: unknown key; expected one of [dkim], [dns], [metrics], [milter], [reporter], [store], [tlspolicy], org_name, report_domain`,
+			`f.toml:1: org: unknown key; expected one of [dkim], [dns], [metrics], [milter], [reporter], [store], [tlspolicy], org_name, override, report_domain`,
 		},
 		{
 			"unknown section", "[milters]\nlisten = []\n",
-			`f.toml:1: milters: unknown key; expected one of [dkim], [dns], [metrics], [milter], [reporter], [store], [tlspolicy], org_name, report_domain`,
+			`f.toml:1: milters: unknown key; expected one of [dkim], [dns], [metrics], [milter], [reporter], [store], [tlspolicy], org_name, override, report_domain`,
 		},
 		{
 			"unknown section of dotted keys", "org_name = \"x\"\nmilters.listen = []\n",
-			`f.toml:2: milters: unknown key; expected one of [dkim], [dns], [metrics], [milter], [reporter], [store], [tlspolicy], org_name, report_domain`,
+			`f.toml:2: milters: unknown key; expected one of [dkim], [dns], [metrics], [milter], [reporter], [store], [tlspolicy], org_name, override, report_domain`,
 		},
 		{"unknown key of a section", "\n[dkim]\n\nkey = \"x\"\n", `f.toml:4: dkim.key: unknown key; expected one of domain, key_file, selector`},
 		{"keys match their case", "[dkim]\nDomain = \"x\"\n", `f.toml:2: dkim.Domain: unknown key; expected one of domain, key_file, selector`},
@@ -179,9 +221,18 @@ func TestErrors(t *testing.T) {
 
 		{"empty list", "[milter]\nlisten = []\n", `f.toml:2: milter.listen: empty list; expected a list of sockets such as "unix:/run/ruapost/x.sock" or "tcp:127.0.0.1:8890"`},
 		{"mode trust", "[milter]\nmode = \"trust\"\n", `f.toml:2: milter.mode: "trust": not supported; expected "verify", the only value that this version supports`},
-		{"enforce reject", "[milter]\nenforce = \"reject\"\n", `f.toml:2: milter.enforce: "reject": not supported; expected "off", the only value that this version supports`},
-		{"discovery psl", "[milter]\ndiscovery = \"psl\"\n", `f.toml:2: milter.discovery: "psl": not supported; expected "treewalk", the only value that this version supports`},
 		{"mode empty", "[milter]\nmode = \"\"\n", `f.toml:2: milter.mode: empty; expected "verify", the only value that this version supports`},
+		{"enforce", "[milter]\nenforce = \"none\"\n", `f.toml:2: milter.enforce: "none": not supported; expected "off", "quarantine" or "reject"`},
+		{"temperror", "[milter]\ntemperror = \"reject\"\n", `f.toml:2: milter.temperror: "reject": not supported; expected "accept" or "defer"`},
+		{"discovery", "[milter]\ndiscovery = \"list\"\n", `f.toml:2: milter.discovery: "list": not supported; expected "treewalk" or "psl"`},
+		{"list not used", "[milter]\npublic_suffix_list = \"/x\"\n", `f.toml:2: milter.public_suffix_list: discovery is not "psl"`},
+		{"budget", "[milter]\nbudget = \"5m\"\n", `f.toml:2: milter.budget: "5m": out of bounds; expected a time from "1s" to "2m"`},
+		{"override no list", "override = 1\n", `f.toml:1: override: 1 is a number; expected sections [[override]] with the keys source, dkim, spf, list_id, recipient, type and comment`},
+		{"override empty", "[[override]]\ntype = 'other'\n", `f.toml:1: override: section 1: it would match every message; expected at least one of source, dkim, spf, list_id, recipient`},
+		{"override key", "[[override]]\nfrom = 'other'\n", `f.toml:1: override: section 1: unknown key "from"; expected one of source, dkim, spf, list_id, recipient, type, comment`},
+		{"override network", "[[override]]\ndkim = 'a.example'\n[[override]]\nsource = '192.0.2.1/24'\n", `f.toml:3: override: section 2: source: "192.0.2.1/24": address inside the network 192.0.2.0/24; expected a list of networks such as "192.0.2.0/24" or "2001:db8::/32"`},
+		{"override type", "[[override]]\ndkim = 'a.example'\ntype = 'sampled_out'\n", `f.toml:1: override: section 1: type: "sampled_out": not supported; expected "local_policy", "trusted_forwarder", "mailing_list", "forwarded" or "other"`},
+		{"override list", "[[override]]\nlist_id = '<a.example>'\n", `f.toml:1: override: section 1: list_id: "<a.example>": not a list identifier; expected a list of list identifiers such as "list.example.org", without angle brackets`},
 		{
 			"no network", "[milter]\ntrusted_networks = [\"10/8\"]\n",
 			`f.toml:2: milter.trusted_networks: "10/8": not a network; expected a list of networks such as "192.0.2.0/24" or "2001:db8::/32"`,
@@ -232,7 +283,7 @@ func TestErrors(t *testing.T) {
 			"sendmail empty", "[reporter]\nsendmail = [\"\"]\n",
 			`f.toml:2: reporter.sendmail: empty; expected a list of strings: the absolute path of a program, and its arguments`,
 		},
-		{"format", "[reporter]\nformat = \"rfc9989\"\n", `f.toml:2: reporter.format: "rfc9989": unknown format; expected "rfc9990" or "rfc7489"`},
+		{"format", "[reporter]\nformat = \"rfc9989\"\n", `f.toml:2: reporter.format: "rfc9989": not supported; expected "rfc9990" or "rfc7489"`},
 
 		{
 			"half of dkim", "[dkim]\ndomain = \"\"\nselector = \"s\"\nkey_file = \"/k\"\n",
@@ -387,6 +438,9 @@ func TestExample(t *testing.T) {
 	for _, e := range entries {
 		delete(left, e.key)
 	}
+	if strings.Contains(text, "\n#[[override]]\n") {
+		delete(left, "override")
+	}
 	for key := range left {
 		t.Errorf("%s is not in the example", key)
 	}
@@ -434,7 +488,6 @@ func TestEveryFieldHasAKey(t *testing.T) {
 	}
 	keys := c.keys()
 	v := reflect.ValueOf(*c)
-	n := len(keys) - len([]string{"milter.mode", "milter.enforce", "milter.discovery"}) // only checked
 	fields := 0
 	for i := range v.NumField() {
 		f := v.Field(i)
@@ -444,7 +497,7 @@ func TestEveryFieldHasAKey(t *testing.T) {
 			fields++
 		}
 	}
-	if fields != n {
+	if n := len(keys) - len([]string{"milter.mode"}); fields != n { // only checked
 		t.Errorf("%d fields, but %d keys that set one", fields, n)
 	}
 }

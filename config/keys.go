@@ -21,6 +21,15 @@ const (
 	maxRecordTimeout = 30 * time.Second
 )
 
+// Bounds of milter.budget, well inside the 300 s that Postfix waits for the answer at
+// the end of a message (milter_content_timeout).
+const (
+	minBudget = time.Second
+	maxBudget = 2 * time.Minute
+)
+
+const networks = `networks such as "192.0.2.0/24" or "2001:db8::/32"`
+
 // setter puts a value from the file into a Config. Its error says what is wrong
 // and what was expected.
 type setter func(value any) error
@@ -37,23 +46,30 @@ func (c *Config) keys() map[string]setter {
 		"report_domain": one(&c.ReportDomain, aDomain, ruapost.ParseDomain),
 
 		"store.path":           one(&c.Store.Path, aFile, parsePath),
-		"store.record_timeout": one(&c.Store.RecordTimeout, `a time from "1ms" to "30s"`, parseRecordTimeout),
+		"store.record_timeout": one(&c.Store.RecordTimeout, `a time from "1ms" to "30s"`, timeBetween(minRecordTimeout, maxRecordTimeout)),
 
 		"dns.servers": list(&c.DNS.Servers, 0, `addresses of name servers such as "127.0.0.1:53"`, parseServer),
 
-		"milter.listen":           list(&c.Milter.Listen, 1, sockets, ParseListen),
-		"milter.authserv_id":      one(&c.Milter.AuthservID, `a host's name such as "mail.example.org"`, ruapost.ParseDomain),
-		"milter.mode":             only("verify"),
-		"milter.enforce":          only("off"),
-		"milter.discovery":        only("treewalk"),
-		"milter.trusted_networks": list(&c.Milter.TrustedNetworks, 0, `networks such as "192.0.2.0/24" or "2001:db8::/32"`, parseNetwork),
+		"milter.listen":             list(&c.Milter.Listen, 1, sockets, ParseListen),
+		"milter.authserv_id":        one(&c.Milter.AuthservID, `a host's name such as "mail.example.org"`, ruapost.ParseDomain),
+		"milter.mode":               only("verify"),
+		"milter.enforce":            one(&c.Milter.Enforce, `"off", "quarantine" or "reject"`, parseEnforce),
+		"milter.quarantine":         one(&c.Milter.Quarantine, `"hold" or "header"`, word("hold", "header")),
+		"milter.temperror":          one(&c.Milter.DeferTemperror, `"accept" or "defer"`, choice("accept", "defer")),
+		"milter.discovery":          one(&c.Milter.Discovery, `"treewalk" or "psl"`, word("treewalk", "psl")),
+		"milter.public_suffix_list": one(&c.Milter.SuffixList, aFile+`, or "" for the built-in list`, optional(parsePath)),
+		"milter.report_on":          one(&c.Milter.ReportUnknown, `"known" or "all"`, choice("known", "all")),
+		"milter.budget":             one(&c.Milter.Budget, `a time from "1s" to "2m"`, timeBetween(minBudget, maxBudget)),
+		"milter.trusted_networks":   list(&c.Milter.TrustedNetworks, 0, networks, parseNetwork),
+
+		"override": c.Milter.setOverrides,
 
 		"tlspolicy.listen": list(&c.TLSPolicy.Listen, 1, sockets, ParseListen),
 		"tlspolicy.tlsrpt": one(&c.TLSPolicy.TLSRPT, `a socket "unix:/PATH", or "" for none`, optional(parseUnix)),
 
 		"reporter.from":     one(&c.Reporter.From, `a mail address such as "reports@example.org"`, parseAddress),
 		"reporter.sendmail": command(&c.Reporter.Sendmail),
-		"reporter.format":   one(&c.Reporter.Format, `"rfc9990" or "rfc7489"`, parseFormat),
+		"reporter.format":   one(&c.Reporter.Format, `"rfc9990" or "rfc7489"`, word("rfc9990", "rfc7489")),
 		"reporter.outbox":   one(&c.Reporter.Outbox, aFile, parsePath),
 
 		"dkim.domain":   one(&c.DKIM.Domain, aDomain+`, or "" for none`, optional(ruapost.ParseDomain)),
@@ -154,13 +170,7 @@ func command(to *[]string) setter {
 // only is the setter of a key that has one value so far.
 func only(value string) setter {
 	ignored := ""
-	expected := fmt.Sprintf("%q, the only value that this version supports", value)
-	return one(&ignored, expected, func(s string) (string, error) {
-		if s != value {
-			return "", errors.New("not supported")
-		}
-		return s, nil
-	})
+	return one(&ignored, fmt.Sprintf("%q, the only value that this version supports", value), word(value))
 }
 
 // optional makes the empty string stand for the zero value.
@@ -220,15 +230,44 @@ func parseName(s string) (string, error) {
 	return s, nil
 }
 
-func parseRecordTimeout(s string) (time.Duration, error) {
-	d, err := time.ParseDuration(s)
-	if err != nil {
-		return 0, errors.New("not a time")
+// timeBetween accepts a time within these bounds.
+func timeBetween(least, most time.Duration) func(string) (time.Duration, error) {
+	return func(s string) (time.Duration, error) {
+		d, err := time.ParseDuration(s)
+		if err != nil {
+			return 0, errors.New("not a time")
+		}
+		if d < least || most < d {
+			return 0, errors.New("out of bounds")
+		}
+		return d, nil
 	}
-	if d < minRecordTimeout || maxRecordTimeout < d {
-		return 0, errors.New("out of bounds")
+}
+
+// word accepts one of these words.
+func word(words ...string) func(string) (string, error) {
+	return func(s string) (string, error) {
+		if !slices.Contains(words, s) {
+			return "", errors.New("not supported")
+		}
+		return s, nil
 	}
-	return d, nil
+}
+
+// choice accepts one of two words and says whether it is the second.
+func choice(no, yes string) func(string) (bool, error) {
+	return func(s string) (bool, error) {
+		s, err := word(no, yes)(s)
+		return s == yes, err
+	}
+}
+
+func parseEnforce(s string) (ruapost.Disposition, error) {
+	if s == "off" {
+		return ruapost.DispositionNone, nil
+	}
+	s, err := word("quarantine", "reject")(s)
+	return ruapost.Disposition(s), err
 }
 
 // parseServer accepts an address with or without a port.
@@ -300,13 +339,6 @@ func parseSelector(s string) (string, error) {
 func parseArgument(s string) (string, error) {
 	if s == "" || strings.ContainsRune(s, 0) {
 		return "", errors.New("not an argument")
-	}
-	return s, nil
-}
-
-func parseFormat(s string) (string, error) {
-	if s != "rfc9990" && s != "rfc7489" {
-		return "", errors.New("unknown format")
 	}
 	return s, nil
 }

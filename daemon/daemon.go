@@ -5,7 +5,7 @@
 //
 // A daemon's main function is
 //
-//	daemon.Main("ruapost-x", func(ctx context.Context, cfg *config.Config) error {
+//	daemon.Main("ruapost-x", func(ctx context.Context, cfg *config.Config, reloads <-chan *config.Config) error {
 //		listeners, err := daemon.Listen("x", cfg.X.Listen)
 //		if err != nil {
 //			return err
@@ -48,6 +48,11 @@ const (
 // ErrUsage is to be wrapped by errors about a program's arguments.
 var ErrUsage = errors.New("usage error")
 
+// Run is what a daemon does until ctx ends. The configuration comes once more through
+// reloads whenever an administrator has changed it and sent SIGHUP; one with a mistake
+// does not come, and the old one stays in force.
+type Run func(ctx context.Context, cfg *config.Config, reloads <-chan *config.Config) error
+
 // Main runs a daemon and does not return. It reads the flags and the
 // configuration, logs to stderr and calls run, whose context ends on SIGTERM and
 // SIGINT; a second signal kills.
@@ -55,13 +60,43 @@ var ErrUsage = errors.New("usage error")
 // The exit status is 0 when run returns nil, or nothing but context.Canceled after a
 // signal; 1 when it returns an error; 2 when flags or configuration are wrong, in which
 // case run is not called.
-func Main(name string, run func(ctx context.Context, cfg *config.Config) error) {
-	Command(name, "", func(ctx context.Context, cfg *config.Config, args []string) error {
+func Main(name string, run Run) {
+	p := &program{name: name}
+	p.run = func(ctx context.Context, cfg *config.Config, args []string) error {
 		if len(args) > 0 {
 			return fmt.Errorf("%w: unexpected argument %q", ErrUsage, args[0])
 		}
-		return run(ctx, cfg)
-	})
+		hangups := make(chan os.Signal, 1)
+		signal.Notify(hangups, syscall.SIGHUP)
+		defer signal.Stop(hangups)
+		reloads := make(chan *config.Config)
+		go p.reload(ctx, hangups, reloads)
+		return run(ctx, cfg, reloads)
+	}
+	p.exit()
+}
+
+// reload reads the configuration again at each hangup.
+func (p *program) reload(ctx context.Context, hangups <-chan os.Signal, reloads chan<- *config.Config) {
+	for {
+		select {
+		case <-hangups:
+		case <-ctx.Done():
+			return
+		}
+		notify(daemon.SdNotifyReloading)
+		if cfg, err := loadConfig(p.file); err != nil {
+			slog.Error("configuration not reloaded, the old one stays in force", "err", err)
+		} else {
+			select {
+			case reloads <- cfg:
+				slog.Info("configuration reloaded; sockets, store, name servers and metrics are changed by a restart only")
+			case <-ctx.Done():
+				return
+			}
+		}
+		notify(daemon.SdNotifyReady)
+	}
 }
 
 // Command is Main for a program with arguments; run gets those that follow the
@@ -69,15 +104,19 @@ func Main(name string, run func(ctx context.Context, cfg *config.Config) error) 
 // exit status is also 2 when run's error wraps ErrUsage.
 func Command(name, usage string, run func(ctx context.Context, cfg *config.Config, args []string) error) {
 	p := &program{name: name, usage: usage, run: run}
-	os.Exit(p.main(os.Args[1:], os.Stdout, os.Stderr))
+	p.exit()
 }
 
 // program is a program from its flags to its exit status.
 type program struct {
 	name  string
 	usage string
+	file  string // of the configuration, empty for the default
 	run   func(ctx context.Context, cfg *config.Config, args []string) error
 }
+
+// exit runs the program and ends the process.
+func (p *program) exit() { os.Exit(p.main(os.Args[1:], os.Stdout, os.Stderr)) }
 
 func (p *program) main(args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet(p.name, flag.ContinueOnError)
@@ -86,7 +125,7 @@ func (p *program) main(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "usage: %s [-config FILE] [-check] [-version] %s\n", p.name, p.usage)
 		flags.PrintDefaults()
 	}
-	file := flags.String("config", "", "configuration `FILE`; by default "+config.DefaultPath+" if there is one")
+	flags.StringVar(&p.file, "config", "", "configuration `FILE`; by default "+config.DefaultPath+" if there is one")
 	check := flags.Bool("check", false, "check the configuration and exit: 0 if there is no mistake in it, else 2")
 	version := flags.Bool("version", false, "print the version and exit")
 	switch err := flags.Parse(args); {
@@ -100,7 +139,7 @@ func (p *program) main(args []string, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	slog.SetDefault(newLogger(stderr)) // takes what the log package gets, too
-	cfg, err := loadConfig(*file)
+	cfg, err := loadConfig(p.file)
 	if err != nil {
 		// One error a line, each beginning with the file, as editors know to read.
 		fmt.Fprintln(stderr, err)

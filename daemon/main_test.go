@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 
 // runToy echoes what it gets on its stream socket and logs what it gets on its
 // datagram socket.
-func runToy(ctx context.Context, cfg *config.Config) error {
+func runToy(ctx context.Context, cfg *config.Config, reloads <-chan *config.Config) error {
 	listeners, err := Listen("toy", cfg.TLSPolicy.Listen)
 	if err != nil {
 		return err
@@ -46,6 +46,11 @@ func runToy(ctx context.Context, cfg *config.Config) error {
 		buf := make([]byte, 100)
 		n, _ := packets.Read(buf)
 		slog.Info("packet", "text", string(buf[:n]))
+	}()
+	go func() {
+		for cfg := range reloads {
+			slog.Info("reload", "org_name", cfg.OrgName)
+		}
 	}()
 	log.Printf("by way of the log package\nlevel=ERROR")
 	Ready()
@@ -164,6 +169,47 @@ func TestDaemonProcess(t *testing.T) {
 	}
 	if _, err := os.Stat(stream); err == nil {
 		t.Error("stream socket was left behind")
+	}
+}
+
+// A changed configuration comes to the daemon; one with a mistake does not, and the
+// daemon goes on.
+func TestReload(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "toy.toml")
+	stream, packets := filepath.Join(dir, "s"), filepath.Join(dir, "p")
+	write := func(first string) {
+		t.Helper()
+		text := fmt.Sprintf("%s\nreport_domain = \"example.org\"\n[tlspolicy]\nlisten = [\"unix:%s\"]\ntlsrpt = \"unix:%s\"\n", first, stream, packets)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("")
+	n := newNotifications(t, dir)
+	cmd, stderr := toyCommand(t, dir, n, testBinary(t), "-config", file)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	n.expect(t, "READY=1")
+	for _, first := range []string{`org_name = 1`, `org_name = "New"`} {
+		write(first)
+		if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		n.expect(t, "RELOADING=1")
+		if first == `org_name = 1` {
+			n.expect(t, "READY=1")
+		}
+	}
+	useToy(t, cmd, n, stream, packets)
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v\n%s", err, stderr)
+	}
+	log := stderr.String()
+	if strings.Count(log, "msg=reload ") != 1 || !strings.Contains(log, "msg=reload org_name=New") ||
+		!strings.Contains(log, `toy.toml:1: org_name: 1 is a number`) {
+		t.Errorf("log:\n%s", log)
 	}
 }
 

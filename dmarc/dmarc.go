@@ -2,10 +2,11 @@
 // result), RFC 9990 (aggregate reports) and what of RFC 7489 its peers still
 // read. It knows neither storage nor configuration.
 //
-// A message is judged in three steps. AuthorDomains reads the From field.
-// Evaluate then finds the policy of each author domain by the DNS tree walk
-// (Walk, Policy) and says whether an SPF or DKIM pass is aligned with it
-// (Verdict). What it found goes into a ruapost.Evaluation.
+// A message is judged in three steps. AuthorDomains reads the From field. An
+// Evaluator then finds the Policy of each author domain, by the DNS tree walk or
+// as RFC 7489 did with a public suffix list, and says whether an SPF or DKIM pass
+// is aligned with it (Verdict); of several verdicts the Strictest holds. What it
+// found goes into a ruapost.Evaluation.
 //
 // A report is made from the rows that evaluations add up to. LookupRecord finds
 // the destinations published now, ExternalDestination asks those of other
@@ -38,38 +39,33 @@ var ErrNoRecord = errors.New("no DMARC record")
 // LookupRecord returns the DMARC record at domain itself, not one above it.
 // Errors other than ErrNoRecord wrap the resolver's and are temporary.
 func LookupRecord(ctx context.Context, r Resolver, domain string) (*Record, error) {
-	txts, err := lookupTXT(ctx, r, "_dmarc."+domain)
-	if err != nil {
+	records, err := lookupRecords(ctx, r, "_dmarc."+domain)
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	records := parseRecords(txts)
-	switch len(records) {
-	case 0:
+	case len(records) == 0:
 		return nil, fmt.Errorf("dmarc: %s: %w", domain, ErrNoRecord)
-	case 1:
-		return records[0], nil
-	default: // RFC 9989 4.10 step 2
+	case len(records) > 1: // RFC 9989 4.10 step 2
 		return nil, fmt.Errorf("dmarc: %s: %w: %d records", domain, ErrNoRecord, len(records))
 	}
+	return records[0], nil
 }
 
-// lookupTXT returns no records and no error if there are none.
-func lookupTXT(ctx context.Context, r Resolver, name string) ([]string, error) {
+// lookupRecords returns the DMARC records at name. Other texts are welcome to stand
+// beside them. That there are none is no error.
+func lookupRecords(ctx context.Context, r Resolver, name string) ([]*Record, error) {
 	txts, _, err := r.LookupTXT(ctx, name)
-	if err != nil && !resolver.IsNotFound(err) {
+	if err != nil {
+		if resolver.IsNotFound(err) {
+			return nil, nil
+		}
 		return nil, fmt.Errorf("dmarc: TXT records of %s: %w", name, err)
 	}
-	return txts, nil
-}
-
-// parseRecords leaves out what is no DMARC record: other texts are welcome to
-// stand beside it.
-func parseRecords(txts []string) []*Record {
 	var records []*Record
 	for _, txt := range txts {
 		if rec, err := ParseRecord(txt); err == nil {
 			records = append(records, rec)
 		}
 	}
-	return records
+	return records, nil
 }

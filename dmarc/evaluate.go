@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"ruapost"
 )
@@ -31,8 +33,8 @@ const (
 type Verdict struct {
 	Result       Result
 	AuthorDomain string
-	// OrganizationalDomain is that of AuthorDomain, empty if it was not needed:
-	// Discover finds it, with all answers in the resolver's cache.
+	// OrganizationalDomain is that of AuthorDomain. It is empty without a policy, and
+	// if the DNS did not tell in time what stands above a policy.
 	OrganizationalDomain string
 	// Policy is nil if none was found: always with none and permerror, sometimes
 	// with temperror.
@@ -44,6 +46,21 @@ type Verdict struct {
 	Err error
 }
 
+// orgPatience bounds the wait for records that tell the organizational domain
+// alone: the result does not depend on them.
+const orgPatience = 2 * time.Second
+
+// Evaluator finds out what DMARC says about messages.
+type Evaluator struct {
+	Resolver Resolver
+	// Suffixes, if not nil, is a public suffix list, to find policies and
+	// organizational domains as RFC 7489 did: there is a second lookup at the
+	// organizational domain only, several records at a name end the search, np, psd
+	// and t count for nothing, and pct does, see Policy.Sample. If it is nil, there
+	// is the DNS tree walk of RFC 9989.
+	Suffixes Suffixes
+}
+
 // Evaluate judges a message for one author domain (RFC 9989 5.3) by all results
 // of its DKIM signatures and the result of its SPF check. Override and local
 // policy come after it.
@@ -53,31 +70,71 @@ type Verdict struct {
 // provided that its success would have made the message pass. Others do not
 // matter, or any sender could escape a policy by a signature or return path of
 // a domain with a broken name server (RFC 9989 5.3.6: needed for the evaluation).
-func Evaluate(ctx context.Context, r Resolver, authorDomain string, dkim []ruapost.DKIMResult, spf ruapost.SPFResult) *Verdict {
+func (e *Evaluator) Evaluate(ctx context.Context, authorDomain string, dkim []ruapost.DKIMResult, spf ruapost.SPFResult) *Verdict {
 	v := &Verdict{AuthorDomain: authorDomain}
-	walk, err := newWalk(authorDomain)
+	d, author, err := e.discover(authorDomain)
 	if err != nil {
 		return v.end(ResultPermerror, err)
 	}
-	v.AuthorDomain = walk.start
-	if v.Policy, err = findPolicy(ctx, r, walk); err != nil {
-		switch {
-		case errors.Is(err, ErrNoRecord):
-			return v.end(ResultNone, nil)
-		case errors.Is(err, ErrBrokenRecord):
-			return v.end(ResultPermerror, err)
-		}
+	v.AuthorDomain = author
+	v.Policy, err = e.policy(ctx, author, d)
+	switch {
+	case errors.Is(err, ErrBrokenRecord):
+		return v.end(ResultPermerror, err)
+	case err != nil:
 		return v.end(ResultTemperror, err)
+	case v.Policy == nil:
+		return v.end(ResultNone, nil)
 	}
-	defer func() {
-		if len(walk.left) == 0 {
-			v.OrganizationalDomain = walk.OrganizationalDomain()
-		}
-	}()
+	a := alignment{ctx: ctx, discovery: d, author: author, published: &v.Policy.Published}
+	v.align(&a, dkim, spf)
 
-	// An Authenticated Identifier is the domain of a check that passed (4.3); one
-	// that might have passed matters only if nothing did.
-	a := alignment{ctx: ctx, r: r, walk: walk, published: &v.Policy.Published}
+	ctx, cancel := context.WithTimeout(ctx, orgPatience)
+	defer cancel()
+	v.OrganizationalDomain, _ = d.organizationalDomain(ctx)
+	return v
+}
+
+// Prefetch asks for all that Evaluate will ask about an author domain, so that the
+// answers wait in the resolver's cache while the message still arrives.
+func (e *Evaluator) Prefetch(ctx context.Context, authorDomain string) {
+	d, author, err := e.discover(authorDomain)
+	if err != nil {
+		return
+	}
+	if p, err := e.policy(ctx, author, d); p != nil && err == nil {
+		d.organizationalDomain(ctx)
+	}
+}
+
+// discovery finds records for an author domain.
+type discovery interface {
+	// policyRecord returns the one that has the policy, nil if there is none. It
+	// is called once and first.
+	policyRecord(ctx context.Context) (*foundRecord, error)
+	organizationalDomain(ctx context.Context) (string, error)
+	// sameOrganization says whether domain's organizational domain is that of the
+	// author domain.
+	sameOrganization(ctx context.Context, domain string) (bool, error)
+}
+
+// discover also returns the author domain as ruapost.ParseDomain gives it; the
+// error wraps ruapost.ErrDomain.
+func (e *Evaluator) discover(authorDomain string) (d discovery, author string, err error) {
+	author, err = ruapost.ParseDomain(authorDomain)
+	if err != nil {
+		return nil, "", fmt.Errorf("dmarc: %w", err)
+	}
+	if e.Suffixes != nil {
+		return &listed{e.Resolver, e.Suffixes, author, e.Suffixes.OrganizationalDomain(author)}, author, nil
+	}
+	return newWalk(e.Resolver, author), author, nil
+}
+
+// align says pass or fail. An Authenticated Identifier is the domain of a check
+// that passed (RFC 9989 4.3); one that might have passed matters only if nothing
+// did.
+func (v *Verdict) align(a *alignment, dkim []ruapost.DKIMResult, spf ruapost.SPFResult) *Verdict {
 	v.AlignedDKIM = a.anyDKIM(dkim, ruapost.AuthPass)
 	v.AlignedSPF = a.spf(spf, ruapost.AuthPass)
 	if v.AlignedDKIM || v.AlignedSPF {
@@ -98,31 +155,43 @@ func Evaluate(ctx context.Context, r Resolver, authorDomain string, dkim []ruapo
 	return v.end(ResultFail, nil)
 }
 
+// Strictest returns the verdict that holds for a message with several author
+// domains, of the verdicts for each of them; nil if there are none.
+//
+// It is, of those that fail, the one with the strictest Effective policy (RFC 9989
+// 11.5, RFC 7489 6.6.1). If none fails, what is not known about one domain is not
+// known about the message: a temperror comes before a permerror, then none. The
+// message passes only if all of them pass. If AuthorDomains left domains out,
+// nothing but a fail is certain.
+func Strictest(verdicts []*Verdict) *Verdict {
+	var strictest *Verdict
+	for _, v := range verdicts {
+		if strictest == nil || v.severity() > strictest.severity() {
+			strictest = v
+		}
+	}
+	return strictest
+}
+
+func (v *Verdict) severity() int {
+	if v.Result == ResultFail {
+		failures := []ruapost.Disposition{ruapost.DispositionNone, ruapost.DispositionQuarantine, ruapost.DispositionReject}
+		return 4 + slices.Index(failures, v.Policy.Effective)
+	}
+	return slices.Index([]Result{ResultPass, ResultNone, ResultPermerror, ResultTemperror}, v.Result)
+}
+
 func (v *Verdict) end(result Result, err error) *Verdict {
 	v.Result, v.Err = result, err
 	return v
-}
-
-// findPolicy walks only as far as the policy needs it: a record at the author
-// domain is final (RFC 9989 4.10.1), whatever becomes of the rest of the walk.
-func findPolicy(ctx context.Context, r Resolver, walk *Walk) (*Policy, error) {
-	if err := walk.step(ctx, r); err != nil {
-		return nil, err
-	}
-	if len(walk.records) == 0 {
-		if err := walk.finish(ctx, r); err != nil {
-			return nil, err
-		}
-	}
-	return walk.Policy(ctx, r)
 }
 
 // alignment compares domains with the author domain (RFC 9989 4.4). err is set
 // once a comparison needed an answer that the DNS did not give.
 type alignment struct {
 	ctx       context.Context
-	r         Resolver
-	walk      *Walk
+	discovery discovery
+	author    string
 	published *ruapost.DMARCPolicy
 	err       error
 }
@@ -148,9 +217,9 @@ func (a *alignment) aligned(domain string, mode ruapost.Alignment) bool {
 		return false
 	}
 	if mode == ruapost.Strict {
-		return name == a.walk.start
+		return name == a.author
 	}
-	same, err := a.walk.sameOrganization(a.ctx, a.r, name)
+	same, err := a.discovery.sameOrganization(a.ctx, name)
 	if err != nil {
 		a.err = err
 	}

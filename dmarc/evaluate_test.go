@@ -1,8 +1,11 @@
 package dmarc
 
 import (
+	"context"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"ruapost"
 	"ruapost/resolver"
@@ -43,7 +46,7 @@ func TestEvaluate(t *testing.T) {
 			want: ResultNone, asked: []string{"mail.example.com", "example.com", "com"},
 		},
 		{
-			name: "several records", records: []string{"_dmarc.example.com v=DMARC1; p=none", "_dmarc.example.com v=DMARC1; p=reject"},
+			name: "RFC 9989 4.10 step 2: several records", records: []string{"_dmarc.example.com v=DMARC1; p=none", "_dmarc.example.com v=DMARC1; p=reject"},
 			author: "example.com", spf: noSPF, want: ResultNone,
 		},
 		{
@@ -53,29 +56,29 @@ func TestEvaluate(t *testing.T) {
 		{name: "author domain that is none", author: "a..b", spf: noSPF, want: ResultPermerror, asked: []string{}},
 
 		{
-			name: "RFC 9989 4.10.2: equal names need no walk", records: relaxed, author: "example.com",
+			name: "RFC 9989 4.10.2: equal names need no walk of their own", records: relaxed, author: "example.com",
 			dkim: dkim{dkimResult("example.com", "pass")}, spf: spf{Domain: "example.com", Result: "pass"},
-			want: ResultPass, alignedDKIM: true, alignedSPF: true, asked: []string{"example.com"},
+			want: ResultPass, alignedDKIM: true, alignedSPF: true, org: "example.com", asked: []string{"example.com", "com"},
 		},
 		{
 			name: "RFC 9989 4.4: case does not matter", records: strict, author: "EXAMPLE.com",
 			dkim: dkim{dkimResult("Example.COM.", "pass")}, spf: spf{Domain: "eXample.com", Result: "pass"},
-			want: ResultPass, alignedDKIM: true, alignedSPF: true,
+			want: ResultPass, alignedDKIM: true, alignedSPF: true, org: "example.com",
 		},
 		{
 			name: "RFC 9989 4.4: U-labels", records: []string{"_dmarc.xn--bcher-kva.example v=DMARC1; p=reject; adkim=s"},
 			author: "bücher.example", dkim: dkim{dkimResult("xn--bcher-kva.example", "pass")}, spf: noSPF,
-			want: ResultPass, alignedDKIM: true,
+			want: ResultPass, alignedDKIM: true, org: "xn--bcher-kva.example",
 		},
 		{
-			name: "nothing passed: no walk", records: relaxed, author: "example.com",
+			name: "nothing passed", records: relaxed, author: "example.com",
 			dkim: dkim{dkimResult("example.com", "fail")}, spf: spf{Domain: "example.com", Result: "softfail"},
-			want: ResultFail, asked: []string{"example.com"},
+			want: ResultFail, org: "example.com", asked: []string{"example.com", "com"},
 		},
 		{
-			name: "strict mode needs no walk", records: strict, author: "example.com",
+			name: "strict mode needs no walk from the signer", records: strict, author: "example.com",
 			dkim: dkim{dkimResult("mail.example.com", "pass")}, spf: spf{Domain: "bounce.example.com", Result: "pass"},
-			want: ResultFail, asked: []string{"example.com"},
+			want: ResultFail, org: "example.com", asked: []string{"example.com", "com"},
 		},
 		{
 			name: "adkim and aspf are apart", records: []string{"_dmarc.example.com v=DMARC1; p=reject; adkim=s; aspf=r"}, author: "example.com",
@@ -104,6 +107,20 @@ func TestEvaluate(t *testing.T) {
 			want: ResultFail, org: "example.com", asked: []string{"example.com", "com", "mail.own.example.com", "own.example.com"},
 		},
 		{
+			name: "a signer far below, where the walks do not ask the same names", records: relaxed, author: "news.example.com",
+			dkim: dkim{dkimResult("a.b.c.d.e.f.g.h.example.com", "pass")}, spf: noSPF,
+			want: ResultPass, alignedDKIM: true, org: "example.com",
+			asked: []string{
+				"news.example.com", "example.com", "com",
+				"a.b.c.d.e.f.g.h.example.com", "d.e.f.g.h.example.com", "e.f.g.h.example.com", "f.g.h.example.com", "g.h.example.com", "h.example.com",
+			},
+		},
+		{
+			name: "RFC 9989 4.10.2: of a PSD's subdomains each is an organization", records: []string{"_dmarc.example v=DMARC1; p=reject; psd=y"},
+			author: "a.one.example", dkim: dkim{dkimResult("two.example", "pass")}, spf: spf{Domain: "b.one.example", Result: "pass"},
+			want: ResultPass, alignedSPF: true, org: "one.example", asked: []string{"a.one.example", "one.example", "example", "b.one.example"},
+		},
+		{
 			name: "the public suffix domain itself signs", records: bank, author: "giant.bank.example",
 			dkim: dkim{dkimResult("bank.example", "pass")}, spf: noSPF, want: ResultFail, org: "giant.bank.example",
 		},
@@ -128,7 +145,7 @@ func TestEvaluate(t *testing.T) {
 			want: ResultPass, alignedSPF: true, org: "example.com",
 		},
 		{
-			name: "SPF without a domain", records: strict, author: "example.com", spf: spf{Result: "pass"}, want: ResultFail,
+			name: "SPF without a domain", records: strict, author: "example.com", spf: spf{Result: "pass"}, want: ResultFail, org: "example.com",
 		},
 
 		// A temporary error is never a fail.
@@ -166,15 +183,15 @@ func TestEvaluate(t *testing.T) {
 		},
 		{
 			name: "DKIM temperror", records: relaxed, author: "example.com",
-			dkim: dkim{dkimResult("example.com", "temperror")}, spf: spf{Domain: "example.com", Result: "fail"}, want: ResultTemperror,
+			dkim: dkim{dkimResult("example.com", "temperror")}, spf: spf{Domain: "example.com", Result: "fail"}, want: ResultTemperror, org: "example.com",
 		},
 		{
 			name: "SPF temperror", records: relaxed, author: "example.com",
-			dkim: dkim{dkimResult("example.com", "fail")}, spf: spf{Domain: "example.com", Result: "temperror"}, want: ResultTemperror,
+			dkim: dkim{dkimResult("example.com", "fail")}, spf: spf{Domain: "example.com", Result: "temperror"}, want: ResultTemperror, org: "example.com",
 		},
 		{
 			name: "SPF temperror, but DKIM passes", records: relaxed, author: "example.com",
-			dkim: dkim{dkimResult("example.com", "pass")}, spf: spf{Domain: "example.com", Result: "temperror"}, want: ResultPass, alignedDKIM: true,
+			dkim: dkim{dkimResult("example.com", "pass")}, spf: spf{Domain: "example.com", Result: "temperror"}, want: ResultPass, alignedDKIM: true, org: "example.com",
 		},
 		{
 			name: "RFC 9989 5.3.6: temperror of strangers is not needed", records: relaxed, author: "example.com",
@@ -182,7 +199,7 @@ func TestEvaluate(t *testing.T) {
 		},
 		{
 			name: "temperror of a subdomain in strict mode is not needed", records: strict, author: "example.com",
-			dkim: dkim{dkimResult("a.example.com", "temperror")}, spf: noSPF, want: ResultFail,
+			dkim: dkim{dkimResult("a.example.com", "temperror")}, spf: noSPF, want: ResultFail, org: "example.com",
 		},
 		{
 			name: "temperror of a signer of which the alignment is not known", broken: []string{"_dmarc.com"}, records: relaxed, author: "example.com",
@@ -190,7 +207,7 @@ func TestEvaluate(t *testing.T) {
 		},
 		{
 			name: "permerror is a fail", records: relaxed, author: "example.com",
-			dkim: dkim{dkimResult("example.com", "permerror")}, spf: spf{Domain: "example.com", Result: "permerror"}, want: ResultFail,
+			dkim: dkim{dkimResult("example.com", "permerror")}, spf: spf{Domain: "example.com", Result: "permerror"}, want: ResultFail, org: "example.com",
 		},
 	}
 	for _, tt := range tests {
@@ -199,7 +216,7 @@ func TestEvaluate(t *testing.T) {
 			for _, name := range tt.broken {
 				srv.SetRcode(name, servfail)
 			}
-			v := Evaluate(t.Context(), r, tt.author, tt.dkim, tt.spf)
+			v := (&Evaluator{Resolver: r}).Evaluate(t.Context(), tt.author, tt.dkim, tt.spf)
 			if v.Result != tt.want || v.AlignedDKIM != tt.alignedDKIM || v.AlignedSPF != tt.alignedSPF {
 				t.Errorf("got %s, DKIM aligned %v, SPF aligned %v, want %s, %v, %v; %v",
 					v.Result, v.AlignedDKIM, v.AlignedSPF, tt.want, tt.alignedDKIM, tt.alignedSPF, v.Err)
@@ -235,7 +252,7 @@ func TestEvaluate(t *testing.T) {
 // A message may be reported though its result is not known.
 func TestEvaluateTemperrorKeepsPolicy(t *testing.T) {
 	r, _ := startDNS(t, "_dmarc.example.com v=DMARC1; p=reject; rua=mailto:a@example.com")
-	v := Evaluate(t.Context(), r, "example.com", nil, ruapost.SPFResult{Domain: "example.com", Result: "temperror"})
+	v := (&Evaluator{Resolver: r}).Evaluate(t.Context(), "example.com", nil, ruapost.SPFResult{Domain: "example.com", Result: "temperror"})
 	if v.Result != ResultTemperror || v.Policy == nil || v.Policy.Published.Domain != "example.com" || len(v.Policy.Record.RUA) != 1 {
 		t.Errorf("got %+v", v)
 	}
@@ -249,8 +266,134 @@ func TestEvaluateAsksOnceInVain(t *testing.T) {
 	for range 10 {
 		dkim = append(dkim, dkimResult("a.example.com", "pass"))
 	}
-	v := Evaluate(t.Context(), r, "example.com", dkim, ruapost.SPFResult{Domain: "b.example.com", Result: "pass"})
+	v := (&Evaluator{Resolver: r}).Evaluate(t.Context(), "example.com", dkim, ruapost.SPFResult{Domain: "b.example.com", Result: "pass"})
 	if got := asked(srv); v.Result != ResultTemperror || len(got) != 2 {
 		t.Errorf("%s after asking %q", v.Result, got)
+	}
+}
+
+// The name of the organization is not worth a delay of mail.
+func TestEvaluateOrganizationTakesTooLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		zone := &fakeZone{txts: map[string]string{"_dmarc.example.com": "v=DMARC1; p=reject"}, silent: "_dmarc.com"}
+		began := time.Now()
+		v := (&Evaluator{Resolver: zone}).Evaluate(t.Context(), "example.com", nil, ruapost.SPFResult{Domain: "example.com", Result: "pass"})
+		if v.Result != ResultPass || v.OrganizationalDomain != "" || v.Err != nil {
+			t.Errorf("got %+v", v)
+		}
+		if took := time.Since(began); took != orgPatience {
+			t.Errorf("took %v", took)
+		}
+	})
+}
+
+// No answer about the author's own record is an error, however it does not come.
+func TestEvaluateDeadDNS(t *testing.T) {
+	r, srv := startDNS(t, "_dmarc.example.com v=DMARC1; p=reject")
+	srv.SetRcode("_dmarc.example.com", servfail)
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, suffixes := range []Suffixes{nil, BuiltinSuffixes{}} {
+		for _, author := range []string{"example.com", "a.example.com"} {
+			e := &Evaluator{Resolver: r, Suffixes: suffixes}
+			pass := ruapost.SPFResult{Domain: author, Result: "pass"}
+			if v := e.Evaluate(t.Context(), author, nil, pass); v.Result != ResultTemperror || !resolver.IsTemporary(v.Err) {
+				t.Errorf("SERVFAIL, %s, %T: %s, %v", author, suffixes, v.Result, v.Err)
+			}
+			if v := e.Evaluate(over, "not."+author, nil, pass); v.Result != ResultTemperror || !resolver.IsTemporary(v.Err) {
+				t.Errorf("context over, %s, %T: %s, %v", author, suffixes, v.Result, v.Err)
+			}
+		}
+	}
+}
+
+func TestPrefetch(t *testing.T) {
+	records := []string{"_dmarc.example.com v=DMARC1; p=reject; np=none"}
+	tests := []struct {
+		name     string
+		suffixes Suffixes
+		author   string
+		asked    []string
+	}{
+		{"tree walk", nil, "example.com", []string{"example.com", "com"}},
+		{"tree walk, np", nil, "ghost.example.com", []string{"ghost.example.com", "example.com", "com", "A ghost.example.com"}},
+		{"tree walk, no policy", nil, "example.net", []string{"example.net", "net"}},
+		{"list", BuiltinSuffixes{}, "a.b.example.com", []string{"a.b.example.com", "example.com"}},
+		{"no domain name", nil, "a..b", nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r, srv := startDNS(t, records...)
+			e := &Evaluator{Resolver: r, Suffixes: tt.suffixes}
+			e.Prefetch(t.Context(), tt.author)
+			if got := asked(srv); !slices.Equal(got, tt.asked) {
+				t.Errorf("asked %q, want %q", got, tt.asked)
+			}
+			e.Evaluate(t.Context(), tt.author, []ruapost.DKIMResult{dkimResult("example.com", "pass")}, ruapost.SPFResult{Domain: tt.author, Result: "pass"})
+			if got := asked(srv); len(got) > 0 {
+				t.Errorf("asked %q after it", got)
+			}
+		})
+	}
+}
+
+func TestStrictest(t *testing.T) {
+	verdict := func(result Result, effective ruapost.Disposition) *Verdict {
+		v := &Verdict{Result: result}
+		if effective != "" {
+			v.Policy = &Policy{Effective: effective}
+		}
+		return v
+	}
+	// From the one that all others stand before to the one that stands before all.
+	order := []*Verdict{
+		verdict(ResultPass, "reject"),
+		verdict(ResultNone, ""),
+		verdict(ResultPermerror, ""),
+		verdict(ResultTemperror, "reject"),
+		verdict(ResultFail, "none"),
+		verdict(ResultFail, "quarantine"),
+		verdict(ResultFail, "reject"),
+	}
+	for i, strict := range order {
+		for _, mild := range order[:i+1] {
+			for _, verdicts := range [][]*Verdict{{strict, mild}, {mild, strict}, {mild, strict, mild}, {strict}} {
+				if got := Strictest(verdicts); got != strict {
+					t.Errorf("of %s and %s: %+v", strict.Result, mild.Result, got)
+				}
+			}
+		}
+	}
+	first, second := verdict(ResultFail, "reject"), verdict(ResultFail, "reject")
+	if got := Strictest([]*Verdict{first, second}); got != first {
+		t.Error("of two alike not the first")
+	}
+	if got := Strictest(nil); got != nil {
+		t.Errorf("of none: %+v", got)
+	}
+}
+
+func BenchmarkEvaluate(b *testing.B) {
+	r, _ := startDNS(b, "_dmarc.example.com v=DMARC1; p=reject; sp=quarantine; rua=mailto:dmarc@example.com,mailto:x@example.net!10m; fo=1")
+	for _, bb := range []struct {
+		name                string
+		suffixes            Suffixes
+		author, signer, spf string
+	}{
+		{"own", nil, "example.com", "example.com", "bounce.example.com"},
+		{"below", nil, "news.example.com", "example.com", "news.example.com"},
+		{"stranger", nil, "example.com", "esp.example.net", "esp.example.net"},
+		{"nopolicy", nil, "news.example.org", "example.com", "news.example.com"},
+		{"list", BuiltinSuffixes{}, "example.com", "example.com", "bounce.example.com"},
+	} {
+		b.Run(bb.name, func(b *testing.B) {
+			e := &Evaluator{Resolver: r, Suffixes: bb.suffixes}
+			dkim := []ruapost.DKIMResult{dkimResult(bb.signer, "pass")}
+			spf := ruapost.SPFResult{Domain: bb.spf, Result: "pass"}
+			b.ReportAllocs()
+			for b.Loop() {
+				e.Evaluate(b.Context(), bb.author, dkim, spf)
+			}
+		})
 	}
 }

@@ -2,6 +2,7 @@ package dmarc
 
 import (
 	"context"
+	"fmt"
 
 	"ruapost"
 )
@@ -16,26 +17,26 @@ import (
 // An error wraps the resolver's and is temporary: ask again later. The one
 // exception wraps ruapost.ErrDomain, if policyDomain is no domain name.
 func ExternalDestination(ctx context.Context, r Resolver, policyDomain string, u URI) (accepted bool, override []URI, err error) {
-	walk, err := newWalk(policyDomain)
+	domain, err := ruapost.ParseDomain(policyDomain)
 	if err != nil {
-		return false, nil, err
+		return false, nil, fmt.Errorf("dmarc: %w", err)
 	}
 	if u.Host == "" {
 		return false, nil, nil
 	}
-	same, err := walk.sameOrganization(ctx, r, u.Host)
+	same, err := newWalk(r, domain).sameOrganization(ctx, u.Host)
 	if same || err != nil {
 		return same, nil, err
 	}
-	name, err := ruapost.ParseDomain(walk.start + "._report._dmarc." + u.Host)
+	name, err := ruapost.ParseDomain(domain + "._report._dmarc." + u.Host)
 	if err != nil { // too long for a name: step 4
 		return false, nil, nil
 	}
-	txts, err := lookupTXT(ctx, r, name)
+	records, err := lookupRecords(ctx, r, name)
 	if err != nil {
 		return false, nil, err
 	}
-	accepted, override = consent(parseRecords(txts), u.Host)
+	accepted, override = consent(records, u.Host)
 	return accepted, override, nil
 }
 

@@ -14,6 +14,12 @@ import (
 // to its mail (RFC 9989 4.10.1).
 var ErrBrokenRecord = errors.New("DMARC record without a valid policy")
 
+// The ways to find a policy, as reports name them (RFC 9990 Appendix A).
+const (
+	discoveryTreeWalk = "treewalk"
+	discoveryPSL      = "psl"
+)
+
 // maxError bounds the error text of a policy, in octets.
 const maxError = 300
 
@@ -28,28 +34,48 @@ type Policy struct {
 	Requested ruapost.Disposition
 	// Effective is Requested, lowered by one step if the record says t=y.
 	Effective ruapost.Disposition
-	// Record is the record itself.
+	// Record is the record itself, with the tags that are not used in its discovery.
 	Record *Record
 }
 
-// Policy returns the policy for the name the walk began at. The error wraps
-// ErrNoRecord or ErrBrokenRecord.
-func (w *Walk) Policy(ctx context.Context, r Resolver) (*Policy, error) {
-	rec := w.policyRecord()
-	if rec == nil {
-		return nil, fmt.Errorf("dmarc: %s: %w", w.start, ErrNoRecord)
+// Sample returns what the domain owner asks for a message that failed: Effective,
+// but one step milder if draw, a random number from 0 to 99, falls outside the
+// record's pct. That is then to be reported as ruapost.OverrideSampledOut
+// (RFC 7489 6.6.4). Nobody is sampled out where RFC 9989 was followed, which does
+// not know pct, nor under a policy of none.
+func (p *Policy) Sample(draw int) (disposition ruapost.Disposition, sampledOut bool) {
+	if p.Published.Discovery != discoveryPSL || draw < p.Published.Percent || p.Effective == ruapost.DispositionNone {
+		return p.Effective, false
+	}
+	return milder(p.Effective), true
+}
+
+// policy returns the policy for author, nil if there is none. An error that wraps
+// ErrBrokenRecord is final, others are temporary.
+func (e *Evaluator) policy(ctx context.Context, author string, d discovery) (*Policy, error) {
+	found, err := d.policyRecord(ctx)
+	if found == nil || err != nil {
+		return nil, err
+	}
+	rec, method := found.Record, discoveryTreeWalk
+	if e.Suffixes != nil {
+		rec, method = rec.asRFC7489(), discoveryPSL
 	}
 	asked, flaws, ok := rec.dispositions()
 	if !ok {
-		return nil, fmt.Errorf("dmarc: %s: %w", rec.domain, ErrBrokenRecord)
+		return nil, fmt.Errorf("dmarc: %s: %w", found.domain, ErrBrokenRecord)
 	}
 	requested := asked.p
-	if rec.domain != w.start { // RFC 9989 4.10.1: sp and np are for names below
-		requested = asked.below(ctx, r, w.start)
+	if found.domain != author { // RFC 9989 4.10.1: sp and np are for names below
+		requested = asked.below(ctx, e.Resolver, author)
+	}
+	effective := requested
+	if rec.Testing { // RFC 9989 4.7
+		effective = milder(requested)
 	}
 	return &Policy{
 		Published: ruapost.DMARCPolicy{
-			Domain:    rec.domain,
+			Domain:    found.domain,
 			P:         asked.p,
 			SP:        asked.sp,
 			NP:        asked.np,
@@ -58,13 +84,22 @@ func (w *Walk) Policy(ctx context.Context, r Resolver) (*Policy, error) {
 			FO:        rec.FO,
 			Testing:   rec.Testing,
 			Percent:   rec.Percent,
-			Discovery: "treewalk",
+			Discovery: method,
 			Error:     ruapost.Clean(strings.Join(flaws, "; "), maxError),
 		},
 		Requested: requested,
-		Effective: applyTesting(requested, rec.Testing),
-		Record:    rec.Record,
+		Effective: effective,
+		Record:    found.Record,
 	}, nil
+}
+
+// asRFC7489 returns the record as that RFC reads it: np, psd and t are unknown tags,
+// which it ignores (6.3). That p be the second tag, as its grammar has it, is not
+// insisted on: policy discovery asks only that it be there (6.6.3 step 6).
+func (r *Record) asRFC7489() *Record {
+	old := *r
+	old.NonexistentPolicy, old.brokenNP, old.PSD, old.Testing = "", false, 'u', false
+	return &old
 }
 
 // dispositions are p, sp and np of a record; sp and np are empty if they were
@@ -77,7 +112,7 @@ type dispositions struct{ p, sp, np ruapost.Disposition }
 // its owner gets to hear of it; otherwise ok is false and there is no DMARC
 // (RFC 9989 4.10.1).
 func (r *Record) dispositions() (d dispositions, flaws []string, ok bool) {
-	if r.Policy != "" && !r.broken {
+	if r.Policy != "" && !r.broken && !r.brokenNP {
 		return dispositions{r.Policy, r.SubdomainPolicy, r.NonexistentPolicy}, r.Flaws, true
 	}
 	if len(r.RUA) == 0 {
@@ -106,13 +141,10 @@ func (d dispositions) below(ctx context.Context, r Resolver, author string) ruap
 	return d.np
 }
 
-// applyTesting lowers a disposition by one step for t=y (RFC 9989 4.7).
-func applyTesting(d ruapost.Disposition, testing bool) ruapost.Disposition {
-	switch {
-	case testing && d == ruapost.DispositionReject:
+// milder returns the disposition one step below d.
+func milder(d ruapost.Disposition) ruapost.Disposition {
+	if d == ruapost.DispositionReject {
 		return ruapost.DispositionQuarantine
-	case testing && d == ruapost.DispositionQuarantine:
-		return ruapost.DispositionNone
 	}
-	return d
+	return ruapost.DispositionNone
 }

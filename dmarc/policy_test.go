@@ -11,6 +11,15 @@ import (
 	"ruapost"
 )
 
+func policyOf(t *testing.T, e *Evaluator, author string) (*Policy, error) {
+	t.Helper()
+	d, name, err := e.discover(author)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e.policy(t.Context(), name, d)
+}
+
 func TestPolicy(t *testing.T) {
 	const exists = "there.example.com"
 	tests := []struct {
@@ -52,12 +61,7 @@ func TestPolicy(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			r, srv := startDNS(t, "_dmarc.example.com v=DMARC1; "+tt.record, "a.empty.example.com x", exists+" x")
 			srv.SetRcode("broken.example.com", servfail)
-			w, err := Discover(t.Context(), r, tt.author)
-			if err != nil {
-				t.Fatal(err)
-			}
-			asked(srv)
-			p, err := w.Policy(t.Context(), r)
+			p, err := policyOf(t, &Evaluator{Resolver: r}, tt.author)
 			if tt.requested == "" {
 				if !errors.Is(err, ErrBrokenRecord) {
 					t.Fatalf("got %+v, %v, want ErrBrokenRecord", p, err)
@@ -103,11 +107,7 @@ func TestPolicyPublished(t *testing.T) {
 			r, _ := startDNS(t, "_dmarc.example.com v=DMARC1; "+tt.record)
 			// Whoever the author is, the policy is published the same.
 			for _, author := range []string{"example.com", "a.example.com", "b.c.example.com"} {
-				w, err := Discover(t.Context(), r, author)
-				if err != nil {
-					t.Fatal(err)
-				}
-				p, err := w.Policy(t.Context(), r)
+				p, err := policyOf(t, &Evaluator{Resolver: r}, author)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -123,10 +123,38 @@ func TestPolicyPublished(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w := &Walk{start: "example.com", records: []foundRecord{{"example.com", rec}}}
-		p, err := w.Policy(t.Context(), nil)
+		w := &walk{start: "example.com", over: true, records: []foundRecord{{"example.com", rec}}}
+		p, err := new(Evaluator).policy(t.Context(), "example.com", w)
 		if err != nil || len(p.Published.Error) > maxError || len(p.Published.Error) < maxError/2 {
 			t.Errorf("%d octets, %v", len(p.Published.Error), err)
 		}
 	})
+}
+
+func TestSample(t *testing.T) {
+	tests := []struct {
+		name      string
+		discovery string
+		effective ruapost.Disposition
+		percent   int
+		draw      int
+		want      ruapost.Disposition
+		out       bool
+	}{
+		{"RFC 7489 6.6.4: reject outside of the sample", "psl", "reject", 30, 30, "quarantine", true},
+		{"RFC 7489 6.6.4: quarantine outside of the sample", "psl", "quarantine", 30, 99, "none", true},
+		{"inside", "psl", "reject", 30, 29, "reject", false},
+		{"none has nothing to be exempted from", "psl", "none", 0, 50, "none", false},
+		{"pct=0: nobody is inside", "psl", "reject", 0, 0, "quarantine", true},
+		{"pct=1", "psl", "reject", 1, 0, "reject", false},
+		{"pct=99", "psl", "reject", 99, 99, "quarantine", true},
+		{"pct=100, the default: everybody is", "psl", "reject", 100, 99, "reject", false},
+		{"RFC 9989 9.3: no pct", "treewalk", "reject", 0, 99, "reject", false},
+	}
+	for _, tt := range tests {
+		p := &Policy{Effective: tt.effective, Published: ruapost.DMARCPolicy{Discovery: tt.discovery, Percent: tt.percent}}
+		if got, out := p.Sample(tt.draw); got != tt.want || out != tt.out {
+			t.Errorf("%s: got %s, %v, want %s, %v", tt.name, got, out, tt.want, tt.out)
+		}
+	}
 }

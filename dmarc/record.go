@@ -29,14 +29,14 @@ const (
 
 // ErrNotDMARC is the error of a TXT record that does not begin with v=DMARC1
 // and so is none of ours (RFC 9989 4.7).
-var ErrNotDMARC = errors.New("not a DMARC record")
+var ErrNotDMARC = errors.New("dmarc: not a DMARC record: it does not begin with v=DMARC1")
 
 // Record is a DMARC policy record. Tags that are missing or that could not be
 // read have their defaults.
 type Record struct {
 	// Policy (p), SubdomainPolicy (sp) and NonexistentPolicy (np) are empty if
 	// they were not published or could not be read. What they come to for a
-	// message is Walk.Policy's matter.
+	// message is a Policy's matter.
 	Policy            ruapost.Disposition
 	SubdomainPolicy   ruapost.Disposition
 	NonexistentPolicy ruapost.Disposition
@@ -60,8 +60,9 @@ type Record struct {
 	// Flaws tells in short lines what could not be read, for the domain owner.
 	Flaws []string
 
-	// broken is true if sp or np could not be read, or p or v is there twice.
-	broken bool
+	// broken is true if sp could not be read, or p or v is there twice; brokenNP if
+	// np could not be read.
+	broken, brokenNP bool
 }
 
 // URI is a report destination.
@@ -81,16 +82,16 @@ type URI struct {
 	MaxSize uint64
 }
 
-// ParseRecord reads a TXT record (RFC 9989 4.7, 4.8). The error is ErrNotDMARC,
-// wrapped, if it does not begin with v=DMARC1. All other faults go into Flaws:
+// ParseRecord reads a TXT record (RFC 9989 4.7, 4.8). The error is ErrNotDMARC
+// if it does not begin with v=DMARC1. All other faults go into Flaws:
 // a tag that cannot be read counts as not published, unknown tags are ignored.
 // A tag that is there twice counts the first time; the record may then still be
-// useless for policy, as it is if p is missing, see Walk.Policy.
+// useless for policy, as it is if p is missing, see ErrBrokenRecord.
 func ParseRecord(txt string) (*Record, error) {
 	version, rest, _ := strings.Cut(txt, ";")
 	name, value, err := parseTag(version)
 	if err != nil || name != "v" || value != "DMARC1" || txt[0]|0x20 != 'v' { // no blank before it
-		return nil, fmt.Errorf("dmarc: %w: it does not begin with v=DMARC1", ErrNotDMARC)
+		return nil, ErrNotDMARC
 	}
 	rec := &Record{
 		ADKIM:        ruapost.Relaxed,
@@ -101,7 +102,7 @@ func ParseRecord(txt string) (*Record, error) {
 		Interval:     24 * time.Hour,
 		ReportFormat: "afrf",
 	}
-	seen := []string{"v"}
+	seen := append(make([]string, 0, len(tags)), "v")
 	for tag := range strings.SplitSeq(rest, ";") {
 		if trimWSP(tag) == "" {
 			continue
@@ -165,7 +166,7 @@ var tags = map[string]func(r *Record, value string) error{
 	},
 	"np": func(r *Record, value string) error {
 		err := setDisposition(&r.NonexistentPolicy, value)
-		r.broken = r.broken || err != nil // RFC 9989 4.10.1
+		r.brokenNP = err != nil // RFC 9989 4.10.1
 		return err
 	},
 	"adkim": func(r *Record, value string) error { return setAlignment(&r.ADKIM, value) },

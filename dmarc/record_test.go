@@ -83,7 +83,7 @@ func TestParseRecord(t *testing.T) {
 			r.Policy, r.broken = "reject", true
 		}), []string{"sp=bogus"}},
 		{"RFC 9989 4.10.1: bad np", "v=DMARC1; p=reject; np=", defaults(func(r *Record) {
-			r.Policy, r.broken = "reject", true
+			r.Policy, r.brokenNP = "reject", true
 		}), []string{"np=: not one of"}},
 		{"RFC 6376 3.2: p twice", "v=DMARC1; p=reject; P=none", defaults(func(r *Record) {
 			r.Policy, r.broken = "reject", true

@@ -52,9 +52,10 @@ type Report struct {
 // JSON; rows without a positive count are left out. Memory does not grow with
 // the number of rows.
 //
-// Where RFC 7489 lacks a word, its reports say what comes nearest: disposition
-// none for pass, override type other with the type as comment. Words outside the
-// enumerations come out as neutral, other and none, so that the report stays valid.
+// Where a form lacks a word, the report says what comes nearest: in that of RFC 7489
+// disposition none for pass; in both, override type other, or local_policy for
+// forwarded, with the type as comment. Words outside the enumerations come out as
+// neutral, other and none, so that the report stays valid.
 //
 // The error is ErrNoRows, with nothing written, or the first of w, of rows, or of
 // a row that is no DMARCResult with an address, with a part of the report written.
@@ -164,7 +165,7 @@ func (x *reportWriter) policyPublished(p *ruapost.DMARCPolicy) {
 	x.open(1, "policy_published")
 	x.element(2, "domain", p.Domain)
 	if x.format != RFC7489 {
-		x.element(2, "discovery_method", oneWord(p.Discovery, "treewalk", "psl"))
+		x.element(2, "discovery_method", oneWord(p.Discovery, discoveryTreeWalk, discoveryPSL))
 	}
 	x.element(2, "p", published)
 	x.element(2, "sp", sub)
@@ -223,26 +224,44 @@ func (x *reportWriter) disposition(d ruapost.Disposition) string {
 }
 
 func (x *reportWriter) reason(o ruapost.Override) {
-	kind, comment := string(o.Type), o.Comment
-	switch o.Type {
-	case ruapost.OverrideLocalPolicy, ruapost.OverrideMailingList, ruapost.OverrideOther, ruapost.OverrideTrustedForwarder:
-	case ruapost.OverridePolicyTestMode:
-		if x.format != RFC7489 {
-			break
-		}
-		fallthrough
-	default:
-		kind, comment = string(ruapost.OverrideOther), kind
+	kind, comment := x.overrideType(o.Type), o.Comment
+	if kind != o.Type {
+		comment = string(o.Type)
 		if o.Comment != "" {
 			comment += ": " + o.Comment
 		}
 	}
 	x.open(4, "reason")
-	x.element(5, "type", kind)
+	x.element(5, "type", string(kind))
 	if comment != "" {
 		x.element(5, "comment", comment)
 	}
 	x.close(4, "reason")
+}
+
+// overrideType returns the type that the format has for t. To have taken a message
+// for a forwarded one is the receiver's own decision; that the owner exempted it, by
+// t=y or pct, is not.
+func (x *reportWriter) overrideType(t ruapost.OverrideType) ruapost.OverrideType {
+	old := x.format == RFC7489
+	switch t {
+	case ruapost.OverrideLocalPolicy, ruapost.OverrideMailingList, ruapost.OverrideTrustedForwarder:
+		return t
+	case ruapost.OverridePolicyTestMode:
+		if !old {
+			return t
+		}
+	case ruapost.OverrideSampledOut:
+		if old {
+			return t
+		}
+	case ruapost.OverrideForwarded:
+		if old {
+			return t
+		}
+		return ruapost.OverrideLocalPolicy
+	}
+	return ruapost.OverrideOther
 }
 
 func (x *reportWriter) dkim(d *ruapost.DKIMResult) {

@@ -212,7 +212,10 @@ func TestWriteReportWords(t *testing.T) {
 		{"no SPF domain", func(r *counted) { r.SPF = ruapost.SPFResult{Result: "none"} }, func(f *FeedbackRecord) string { return fmt.Sprintf("%+v", f.SPFResults) }, "[]", "[{Domain: Selector: Scope:helo Result:none HumanResult:}]"},
 		{"DKIM softfail", func(r *counted) { r.DKIM = []ruapost.DKIMResult{{Domain: "a.example", Result: "softfail"}} }, func(f *FeedbackRecord) string { return f.DKIMResults[0].Result }, "neutral", "neutral"},
 		{"test mode", func(r *counted) { r.Overrides = []ruapost.Override{{Type: "policy_test_mode", Comment: "c"}} }, func(f *FeedbackRecord) string { return fmt.Sprint(f.Reasons) }, "[{policy_test_mode c}]", "[{other policy_test_mode: c}]"},
-		{"override unknown", func(r *counted) { r.Overrides = []ruapost.Override{{Type: "sampled_out"}} }, func(f *FeedbackRecord) string { return fmt.Sprint(f.Reasons) }, "[{other sampled_out}]", "[{other sampled_out}]"},
+		{"sampled out", func(r *counted) { r.Overrides = []ruapost.Override{{Type: "sampled_out"}} }, func(f *FeedbackRecord) string { return fmt.Sprint(f.Reasons) }, "[{other sampled_out}]", "[{sampled_out }]"},
+		{"forwarded", func(r *counted) { r.Overrides = []ruapost.Override{{Type: "forwarded", Comment: "c"}} }, func(f *FeedbackRecord) string { return fmt.Sprint(f.Reasons) }, "[{local_policy forwarded: c}]", "[{forwarded c}]"},
+		{"trusted forwarder", func(r *counted) { r.Overrides = []ruapost.Override{{Type: "trusted_forwarder", Comment: "c"}} }, func(f *FeedbackRecord) string { return fmt.Sprint(f.Reasons) }, "[{trusted_forwarder c}]", "[{trusted_forwarder c}]"},
+		{"override unknown", func(r *counted) { r.Overrides = []ruapost.Override{{Type: "whim", Comment: "c"}} }, func(f *FeedbackRecord) string { return fmt.Sprint(f.Reasons) }, "[{other whim: c}]", "[{other whim: c}]"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -467,7 +470,7 @@ func drawReport(t *rapid.T) (*Report, []counted) {
 			SPF: ruapost.SPFResult{Domain: text("spf domain"), Helo: rapid.Bool().Draw(t, "helo"), Result: authResult("spf result")},
 		}
 		for range rapid.IntRange(0, 2).Draw(t, "overrides") {
-			kind := word("type", "local_policy", "mailing_list", "other", "policy_test_mode", "trusted_forwarder")
+			kind := word("type", "local_policy", "mailing_list", "other", "policy_test_mode", "trusted_forwarder", "forwarded", "sampled_out")
 			res.Overrides = append(res.Overrides, ruapost.Override{Type: ruapost.OverrideType(kind), Comment: text("comment")})
 		}
 		for range rapid.IntRange(0, 2).Draw(t, "signatures") {
@@ -529,6 +532,7 @@ func expected(f Format, r *Report, results []counted) *Feedback {
 		overrides += "|policy_test_mode"
 	} else {
 		want.Policy.Percent = fmt.Sprint(p.Percent)
+		overrides += "|forwarded|sampled_out"
 	}
 	for _, res := range results {
 		rec := FeedbackRecord{
@@ -540,7 +544,10 @@ func expected(f Format, r *Report, results []counted) *Feedback {
 		}
 		for _, o := range res.Overrides {
 			reason := FeedbackReason{Type: among(string(o.Type), overrides, "other"), Comment: clean(o.Comment)}
-			if reason.Type == "other" && o.Type != "other" {
+			if f == RFC9990 && o.Type == "forwarded" {
+				reason.Type = "local_policy"
+			}
+			if reason.Type != string(o.Type) {
 				reason.Comment = clean(string(o.Type))
 				if o.Comment != "" {
 					reason.Comment = clean(string(o.Type) + ": " + o.Comment)

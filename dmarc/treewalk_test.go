@@ -1,12 +1,14 @@
 package dmarc
 
 import (
-	"errors"
+	"context"
+	"net"
 	"slices"
 	"strings"
 	"testing"
 
-	"ruapost"
+	"pgregory.net/rapid"
+
 	"ruapost/resolver"
 )
 
@@ -155,35 +157,24 @@ func TestTreeWalk(t *testing.T) {
 			"mail.mega.bank.example", "mega.bank.example", "bank.example",
 			[]string{"mail.mega.bank.example", "mega.bank.example", "bank.example"},
 		},
-		{
-			"names in any case, with a final dot",
-			[]string{"_dmarc.example.com v=DMARC1; p=none"},
-			"Mail.EXAMPLE.com.", "example.com", "example.com",
-			[]string{"mail.example.com", "example.com", "com"},
-		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			r, srv := startDNS(t, tt.records...)
-			w, err := Discover(t.Context(), r, tt.start)
-			if err != nil {
+			w := newWalk(r, tt.start)
+			switch found, err := w.policyRecord(t.Context()); {
+			case err != nil:
 				t.Fatal(err)
+			case tt.policy == "" && found != nil:
+				t.Errorf("policy at %s, want none", found.domain)
+			case tt.policy != "" && (found == nil || found.domain != tt.policy):
+				t.Errorf("policy %+v, want that of %s", found, tt.policy)
+			}
+			if got, err := w.organizationalDomain(t.Context()); got != tt.org || err != nil {
+				t.Errorf("organizational domain %s, %v, want %s", got, err, tt.org)
 			}
 			if got := asked(srv); !slices.Equal(got, tt.queries) {
 				t.Errorf("asked %q, want %q", got, tt.queries)
-			}
-			if got := w.OrganizationalDomain(); got != tt.org {
-				t.Errorf("organizational domain %s, want %s", got, tt.org)
-			}
-			p, err := w.Policy(t.Context(), r)
-			switch {
-			case tt.policy == "" && !errors.Is(err, ErrNoRecord):
-				t.Errorf("policy %+v, %v, want ErrNoRecord", p, err)
-			case tt.policy != "" && (err != nil || p.Published.Domain != tt.policy):
-				t.Errorf("policy %+v, %v, want that of %s", p, err, tt.policy)
-			}
-			if more := asked(srv); len(more) != 0 {
-				t.Errorf("asked again: %q", more)
 			}
 		})
 	}
@@ -199,31 +190,81 @@ func TestTreeWalkTemporaryError(t *testing.T) {
 	srv.SetRcode("_dmarc.example.com", servfail)
 
 	for _, start := range []string{"example.com", "other.example.com", "mail.example.com", "a.mail.example.com"} {
-		if w, err := Discover(t.Context(), r, start); !resolver.IsTemporary(err) {
-			t.Errorf("%s: got %+v, %v, want a temporary error", start, w, err)
+		if org, err := newWalk(r, start).organizationalDomain(t.Context()); !resolver.IsTemporary(err) {
+			t.Errorf("%s: got %s, %v, want a temporary error", start, org, err)
 		}
 	}
 	// An answer before it had ended these.
 	for _, start := range []string{"end.example.com", "a.end.example.com", "a.psd.example.com"} {
-		if _, err := Discover(t.Context(), r, start); err != nil {
+		if _, err := newWalk(r, start).organizationalDomain(t.Context()); err != nil {
 			t.Errorf("%s: %v", start, err)
 		}
 	}
 }
 
-func TestDiscoverBadName(t *testing.T) {
+// With _dmarc before it the name is too long for the DNS: there cannot be a record.
+func TestTreeWalkLongName(t *testing.T) {
 	r, srv := startDNS(t)
-	for _, start := range []string{"", ".", "a..b", "192.0.2.1", "a b.example", strings.Repeat("a", 64) + ".example"} {
-		if w, err := Discover(t.Context(), r, start); !errors.Is(err, ruapost.ErrDomain) {
-			t.Errorf("%q: got %+v, %v, want ErrDomain", start, w, err)
-		}
-	}
-	// _dmarc before it is too long for a name: there cannot be a record.
 	long := strings.Repeat("a123456789.", 22) + "example.org"
-	if _, err := Discover(t.Context(), r, long); err != nil {
+	if _, err := newWalk(r, long).organizationalDomain(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if got := asked(srv); len(got) != 7 || got[0] == long {
 		t.Errorf("asked %q", got)
 	}
 }
+
+// A walk beside another one comes to the same end as one alone, whatever is
+// published on their ways, and asks nothing that the other has asked.
+func TestTreeWalkBeside(t *testing.T) {
+	labels := []string{"a", "b", "c", "d", "e", "f", "g", "h", "example"}
+	rapid.Check(t, func(t *rapid.T) {
+		zone := &fakeZone{txts: map[string]string{}}
+		name := ""
+		for i := len(labels) - 1; i >= 0; i-- {
+			name = strings.TrimSuffix(labels[i]+"."+name, ".")
+			for _, n := range []string{name, "x." + name} {
+				if psd := rapid.SampledFrom([]string{"", "", "", "u", "y", "n"}).Draw(t, n); psd != "" {
+					zone.txts["_dmarc."+n] = "v=DMARC1; p=none; psd=" + psd
+				}
+			}
+		}
+		draw := func(what string) string {
+			from := rapid.IntRange(0, len(labels)-1).Draw(t, what)
+			return rapid.SampledFrom([]string{"", "x.", "y.x."}).Draw(t, what) + strings.Join(labels[from:], ".")
+		}
+		one, two := draw("one"), draw("two")
+		orgOne, _ := newWalk(zone, one).organizationalDomain(t.Context())
+		orgTwo, _ := newWalk(zone, two).organizationalDomain(t.Context())
+		zone.asked = nil
+		same, err := newWalk(zone, one).sameOrganization(t.Context(), two)
+		if err != nil || same != (one == two || orgOne == orgTwo) {
+			t.Errorf("%s of %s and %s of %s: same organization %v, %v", one, orgOne, two, orgTwo, same, err)
+		}
+		slices.Sort(zone.asked)
+		if once := slices.Compact(slices.Clone(zone.asked)); len(once) != len(zone.asked) {
+			t.Errorf("asked %q", zone.asked)
+		}
+	})
+}
+
+// fakeZone answers from memory, for thousands of cases or where time stands still.
+type fakeZone struct {
+	txts   map[string]string
+	silent string // a name without an answer
+	asked  []string
+}
+
+func (z *fakeZone) LookupTXT(ctx context.Context, name string) ([]string, bool, error) {
+	z.asked = append(z.asked, name)
+	if name == z.silent {
+		<-ctx.Done()
+		return nil, false, &net.DNSError{IsTimeout: true}
+	}
+	if txt := z.txts[name]; txt != "" {
+		return []string{txt}, false, nil
+	}
+	return nil, false, &net.DNSError{IsNotFound: true}
+}
+
+func (z *fakeZone) Exists(context.Context, string) (bool, error) { return true, nil }

@@ -88,6 +88,7 @@ record_timeout = "20s"
 [milter]
 authserv_id = "` + authservID + `"
 trusted_networks = ["` + trustedNetwork + `"]
+report_on = "all"
 [dkim]
 domain = "` + reportDomain + `"
 selector = "` + dkimSelector + `"

@@ -68,8 +68,8 @@ func newDKIMCheck(signatures []signature) *dkimCheck {
 //
 // The number of verifications at a time is not bounded in the process: what one
 // message can cost is, and Postfix's number of connections bounds the messages.
-func (m *message) startDKIM(author string) *dkimCheck {
-	signatures := m.signatures(author)
+func (m *message) startDKIM() *dkimCheck {
+	signatures := m.signatures()
 	if len(signatures) == 0 {
 		return nil
 	}
@@ -88,7 +88,7 @@ func (m *message) startDKIM(author string) *dkimCheck {
 		}
 		verify[sig.index] = true
 	}
-	ctx, cancel := context.WithTimeout(m.ctx, Budget/2)
+	ctx, cancel := context.WithTimeout(m.ctx, m.config.halfBudget())
 	c.keys = m.fetchKeys(ctx, c.signatures)
 	go func() {
 		defer cancel()
@@ -110,7 +110,7 @@ func (c *dkimCheck) verify() {
 
 // signatures returns the signatures that are to be verified. One without a domain
 // or selector that could stand in a report cannot be verified either.
-func (m *message) signatures(author string) []signature {
+func (m *message) signatures() []signature {
 	var sigs []signature
 	for i, f := range m.header {
 		if !f.is(signatureField) {
@@ -123,7 +123,7 @@ func (m *message) signatures(author string) []signature {
 	}
 	if len(sigs) > MaxSignatures {
 		limits.WithLabelValues("signatures").Inc()
-		return chooseSignatures(sigs, author)
+		return chooseSignatures(sigs, m.authors)
 	}
 	return sigs
 }
@@ -313,12 +313,13 @@ func resultOf(err error) ruapost.AuthResult {
 func (c *dkimCheck) abandon() { c.pipe.Close() }
 
 // chooseSignatures returns MaxSignatures of sigs in their order, those that could
-// be aligned with author before others: whoever puts junk on top of a message must
+// be aligned with an author before others: whoever puts junk on top of a message must
 // not keep the real signature from being seen.
-func chooseSignatures(sigs []signature, author string) []signature {
+func chooseSignatures(sigs []signature, authors []string) []signature {
 	related := func(s signature) bool {
-		return s.domain == author ||
-			strings.HasSuffix(author, "."+s.domain) || strings.HasSuffix(s.domain, "."+author)
+		return slices.ContainsFunc(authors, func(author string) bool {
+			return anyWithin(author, []string{s.domain}) || anyWithin(s.domain, []string{author})
+		})
 	}
 	chosen := slices.Clone(sigs)
 	slices.SortStableFunc(chosen, func(a, b signature) int {

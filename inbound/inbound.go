@@ -1,22 +1,26 @@
 // Package inbound turns what Postfix tells a milter about a message into an
 // Evaluation: it verifies SPF and DKIM, finds the DMARC policy, decides alignment,
-// adds an Authentication-Results field and records the result.
+// does what the policy and the administrator ask, adds an Authentication-Results field
+// and records the result.
 //
-// Nothing that happens here may cost mail: whatever goes wrong inside, the answer
-// to Postfix is Continue. A message waits for DNS at most Budget and for the
+// No fault here may cost mail: whatever goes wrong inside, the answer to Postfix is
+// Continue. A message waits for DNS at most Config.Budget and for the
 // record at most Config.RecordTimeout.
 package inbound
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/emersion/go-milter"
@@ -28,12 +32,8 @@ import (
 
 // Bounds of a connection and a message.
 const (
-	// Budget is how long a message may wait for DNS in all: half of it while its body
-	// arrives, for DKIM keys, and half at its end, for everything else. It does not
-	// begin at the header, because a body may take minutes by itself. What is not
-	// known then counts as a temporary error. Postfix itself waits 300 s
-	// (milter_content_timeout).
-	Budget = 20 * time.Second
+	// DefaultBudget is Config.Budget if that is not set.
+	DefaultBudget = 20 * time.Second
 	// MaxHeader is the size in bytes of a message's header. A message with a larger
 	// one is passed on unjudged.
 	MaxHeader = 1 << 20
@@ -88,13 +88,39 @@ type Config struct {
 	// TrustedNetworks are the clients whose mail is their own affair: they are not
 	// judged, and no reports are made about them.
 	TrustedNetworks []netip.Prefix
-	// ReportAddress is where our own reports come from. Mail to it alone causes no
-	// report. Empty if there is none.
+	// Suffixes find organizational domains as RFC 7489 does; nil is the tree walk of
+	// RFC 9989.
+	Suffixes dmarc.Suffixes
+	// Enforce is the most that is done with a message that fails: none, also if it is
+	// empty, quarantine or reject.
+	Enforce ruapost.Disposition
+	// MarkQuarantine marks a message with a header field instead of having Postfix
+	// hold it.
+	MarkQuarantine bool
+	// DeferTemperror defers a message that a temporary error keeps from being judged,
+	// if its domain asks for quarantine or reject.
+	DeferTemperror bool
+	// Overrides are exceptions from the policies, the first that matches counts.
+	Overrides []Override
+	// ReportUnknown makes failing mail of domains that are not known to exchange mail
+	// with this system cause reports, too.
+	ReportUnknown bool
+	// ReportAddress is where our own reports come from. Mail to it causes no report.
+	// Empty if there is none.
 	ReportAddress string
+	// Budget is how long a message may wait for DNS in all: half of it while its body
+	// arrives, for DKIM keys, and half at its end, for everything else. It does not
+	// begin at the header, because a body may take minutes by itself. What is not
+	// known then counts as a temporary error. Postfix itself waits 300 s
+	// (milter_content_timeout).
+	Budget time.Duration
 	// RecordTimeout is how long the answer at the end of a message waits for the
 	// evaluation to be on disk.
 	RecordTimeout time.Duration
 }
+
+// halfBudget is what a message may wait for DNS at a time.
+func (c *Config) halfBudget() time.Duration { return cmp.Or(c.Budget, DefaultBudget) / 2 }
 
 // Service judges the messages of any number of milter connections.
 type Service struct {
@@ -103,6 +129,21 @@ type Service struct {
 	Recorder Recorder
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
+	// Draw returns a number from 0 to 99, for the sampling of RFC 7489 6.6.4; nil means
+	// a random one.
+	Draw func() int
+
+	reloaded atomic.Pointer[Config] // nil: Config
+}
+
+// Reload makes messages that begin from now on be judged by cfg.
+func (s *Service) Reload(cfg Config) { s.reloaded.Store(&cfg) }
+
+func (s *Service) config() *Config {
+	if cfg := s.reloaded.Load(); cfg != nil {
+		return cfg
+	}
+	return &s.Config
 }
 
 func (s *Service) now() time.Time {
@@ -110,6 +151,13 @@ func (s *Service) now() time.Time {
 		return s.Now()
 	}
 	return time.Now()
+}
+
+func (s *Service) draw() int {
+	if s.Draw != nil {
+		return s.Draw()
+	}
+	return rand.IntN(100)
 }
 
 // ServeConn speaks the milter protocol on conn until Postfix ends it, ctx ends
@@ -130,7 +178,7 @@ func (s *Service) ServeConn(ctx context.Context, conn net.Conn) {
 		// other than Continue, and would forget the client's address with the old
 		// one.
 		NewMilter: func() milter.Milter { return session },
-		Actions:   milter.OptAddHeader | milter.OptChangeHeader,
+		Actions:   milter.OptAddHeader | milter.OptChangeHeader | milter.OptQuarantine,
 		Protocol: milter.OptNoUnknown | milter.OptNoData |
 			milter.OptNoHeloReply | milter.OptNoRcptReply | milter.OptNoHeaderReply |
 			milter.OptNoEOHReply | milter.OptNoBodyReply |
@@ -207,7 +255,7 @@ func (c *milterConn) Close() error {
 
 // record waits for the evaluation to be on disk, but no longer than mail may wait.
 func (s *Service) record(e *ruapost.Evaluation) {
-	ctx, cancel := context.WithTimeout(context.Background(), s.Config.RecordTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), s.config().RecordTimeout)
 	defer cancel()
 	began := time.Now()
 	err := s.Recorder.RecordEvaluation(ctx, e)

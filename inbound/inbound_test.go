@@ -109,7 +109,7 @@ type smtp struct {
 func (r *rig) connect(client, helo string) *smtp {
 	r.t.Helper()
 	c := milter.NewClientWithOptions("tcp", r.addr, milter.ClientOptions{
-		ActionMask: milter.OptAddHeader | milter.OptChangeHeader,
+		ActionMask: milter.OptAddHeader | milter.OptChangeHeader | milter.OptQuarantine,
 	})
 	s, err := c.Session()
 	if err != nil {
@@ -260,6 +260,7 @@ func TestAlignedDKIM(t *testing.T) {
 		Policy: ruapost.DMARCPolicy{
 			Domain: "example.com", P: "reject", ADKIM: "r", ASPF: "r", FO: "0", Percent: 100, Discovery: "treewalk",
 		},
+		OrganizationalDomain: "example.com",
 		Result: ruapost.DMARCResult{
 			SourceIP: netip.MustParseAddr("192.0.2.1"), Disposition: ruapost.DispositionPass, AlignedDKIM: true,
 			HeaderFrom: "example.com", EnvelopeFrom: "lists.example.net", EnvelopeTo: "receiver.example",
@@ -310,15 +311,11 @@ func TestNotRecorded(t *testing.T) {
 		"a@norua.example":    "dmarc=fail header.from=norua.example policy.dmarc=reject",
 		"a@httponly.example": "dmarc=fail header.from=httponly.example policy.dmarc=reject",
 		"a@nothing.example":  "dmarc=none header.from=nothing.example",
-		"nobody":             `dmarc=permerror reason="no single author domain"`,
+		"nobody":             `dmarc=permerror reason="no author domain"`,
 	} {
 		if res := added(t, s.send("x@y.example", []string{"bob@receiver.example"}, sample(from))); !strings.HasSuffix(res, want) {
 			t.Errorf("From %s: %s; want %s", from, res, want)
 		}
-	}
-	two := append([]byte("From: second@example.com\r\n"), sample("first@example.com")...)
-	if res := added(t, s.send("x@y.example", []string{"bob@receiver.example"}, two)); !strings.Contains(res, "dmarc=permerror") {
-		t.Errorf("two From fields: %s", res)
 	}
 	trusted := r.connect("10.1.2.3", "inside")
 	if act, err := trusted.Conn("inside", milter.FamilyInet, 1, "10.1.2.3"); err != nil || act.Code != milter.ActAccept {

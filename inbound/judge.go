@@ -12,26 +12,43 @@ import (
 
 // judgement is what was made of a message.
 type judgement struct {
-	msg    *message
-	when   time.Time
-	spf    ruapost.SPFResult
-	dkim   []signature
-	author string // the author domain, if there is exactly one
+	msg  *message
+	when time.Time
+	spf  ruapost.SPFResult
+	dkim []signature
+	// author is the author domain that the rest is about, empty if there is none.
+	author string
 	// problem says why DMARC could not be applied, our own words.
 	problem string
 	result  dmarc.Result
 	verdict *dmarc.Verdict // nil if DMARC could not be applied
 	policy  *dmarc.Policy  // nil if there is none
+	decision
 }
 
 // judge waits for what was started while the message arrived and decides.
 func (m *message) judge() *judgement {
 	began := time.Now()
 	defer func() { judgeTime.Observe(time.Since(began).Seconds()) }()
-	ctx, cancel := context.WithTimeout(m.ctx, Budget/2)
+	ctx, cancel := context.WithTimeout(m.ctx, m.config.halfBudget())
 	defer cancel()
 
-	j := &judgement{msg: m, when: m.service.now(), result: dmarc.ResultPermerror, author: m.author}
+	j := &judgement{msg: m, when: m.service.now(), result: dmarc.ResultPermerror}
+	j.verify(ctx)
+	if m.headerTooLarge() {
+		j.problem = "header too large"
+		return j
+	}
+	j.evaluate(ctx)
+	j.decision = j.decide()
+	slog.Debug("judged", "queue_id", m.queueID, "domain", j.author, "dmarc", j.result,
+		"disposition", j.disposition, "client", m.client)
+	return j
+}
+
+// verify takes the results of SPF and DKIM.
+func (j *judgement) verify(ctx context.Context) {
+	m := j.msg
 	select {
 	case j.spf = <-m.spf:
 	case <-ctx.Done():
@@ -41,18 +58,27 @@ func (m *message) judge() *judgement {
 	if m.dkim != nil {
 		j.dkim = m.dkim.finish(ctx)
 	}
-	switch {
-	case m.headerTooLarge():
-		j.problem = "header too large"
-		return j
-	case j.author == "":
-		j.problem = "no single author domain"
-		return j
+}
+
+// evaluate applies DMARC for each author domain. What is done and reported is about
+// the one whose policy is the strictest of those that fail (RFC 9989 11.5).
+func (j *judgement) evaluate(ctx context.Context) {
+	var verdicts []*dmarc.Verdict
+	for _, author := range j.msg.authors {
+		verdicts = append(verdicts, j.msg.evaluator().Evaluate(ctx, author, j.dkimResults(), j.spf))
 	}
-	j.verdict = dmarc.Evaluate(ctx, m.service.Resolver, j.author, j.dkimResults(), j.spf)
-	j.result, j.policy = j.verdict.Result, j.verdict.Policy
-	slog.Debug("judged", "queue_id", m.queueID, "domain", j.author, "dmarc", j.result, "client", m.client)
-	return j
+	if len(verdicts) == 0 {
+		j.problem = "no author domain"
+		return
+	}
+	v := dmarc.Strictest(verdicts)
+	j.author = v.AuthorDomain
+	if j.msg.authorErr != nil && v.Result != dmarc.ResultFail {
+		// The author that a reader is shown may be none of those evaluated.
+		j.problem = "too many From fields or author domains"
+		return
+	}
+	j.verdict, j.result, j.policy = v, v.Result, v.Policy
 }
 
 func (j *judgement) dkimResults() []ruapost.DKIMResult {
@@ -63,21 +89,24 @@ func (j *judgement) dkimResults() []ruapost.DKIMResult {
 	return results
 }
 
-// evaluation returns what is to be recorded, nil if nobody asks for reports.
+// evaluation returns what is to be recorded, nil if nobody asks for reports or if the
+// message will come again.
 func (j *judgement) evaluation() *ruapost.Evaluation {
-	if j.policy == nil || !wantsReports(j.policy.Record) {
+	if j.policy == nil || j.deferred || !wantsReports(j.policy.Record) {
 		return nil
 	}
 	return &ruapost.Evaluation{
-		Time:     j.when,
-		Policy:   j.policy.Published,
-		Optional: j.msg.aboutReports(),
+		Time:                 j.when,
+		Policy:               j.policy.Published,
+		Optional:             j.msg.aboutReports(),
+		OrganizationalDomain: j.verdict.OrganizationalDomain,
+		OptionalIfUnknown:    j.result != dmarc.ResultPass && !j.msg.config.ReportUnknown,
 		Result: ruapost.DMARCResult{
 			SourceIP:     j.msg.client,
-			Disposition:  j.disposition(),
+			Disposition:  j.disposition,
 			AlignedDKIM:  j.verdict.AlignedDKIM,
 			AlignedSPF:   j.verdict.AlignedSPF,
-			Overrides:    j.overrides(),
+			Overrides:    j.overrides,
 			HeaderFrom:   j.author,
 			EnvelopeFrom: j.msg.fromDomain,
 			EnvelopeTo:   j.msg.envelopeTo(),
@@ -91,34 +120,4 @@ func (j *judgement) evaluation() *ruapost.Evaluation {
 // Without one aggregate reports must not be made (RFC 9989 4.7).
 func wantsReports(record *dmarc.Record) bool {
 	return slices.ContainsFunc(record.RUA, func(u dmarc.URI) bool { return u.Address != "" })
-}
-
-// disposition is what was done with the message: nothing, since this program only
-// observes. RFC 9990 calls it "pass" if the message passed under a policy that asks
-// for more.
-func (j *judgement) disposition() ruapost.Disposition {
-	if j.result == dmarc.ResultPass && j.policy.Requested != ruapost.DispositionNone {
-		return ruapost.DispositionPass
-	}
-	return ruapost.DispositionNone
-}
-
-// overrides says why a message that did not pass was not treated as the policy
-// asks; RFC 9990 3.1.1.9 demands a reason then.
-func (j *judgement) overrides() []ruapost.Override {
-	if j.result == dmarc.ResultPass || j.policy.Requested == ruapost.DispositionNone {
-		return nil
-	}
-	var reasons []ruapost.Override
-	if j.policy.Published.Testing {
-		reasons = append(reasons, ruapost.Override{Type: ruapost.OverridePolicyTestMode})
-	}
-	if j.policy.Effective != ruapost.DispositionNone {
-		comment := "policy is not enforced here"
-		if j.result != dmarc.ResultFail {
-			comment = "no verdict: " + string(j.result)
-		}
-		reasons = append(reasons, ruapost.Override{Type: ruapost.OverrideLocalPolicy, Comment: comment})
-	}
-	return reasons
 }

@@ -15,6 +15,8 @@ import (
 const (
 	authResField   = "Authentication-Results"
 	signatureField = "DKIM-Signature"
+	// quarantineField marks what fails DMARC and is to be sorted out by a filter.
+	quarantineField = "X-DMARC-Quarantine"
 )
 
 // field is a header field as Postfix gave it: the value begins behind the colon,
@@ -28,6 +30,7 @@ func (f field) is(name string) bool { return strings.EqualFold(strings.TrimSpace
 // message is a message under way.
 type message struct {
 	service *Service
+	config  *Config
 	ctx     context.Context
 	cancel  context.CancelFunc
 	judged  bool // false: only fields that claim to be ours are looked for
@@ -39,26 +42,30 @@ type message struct {
 	spfDomain  string // of the identity that SPF checks, empty if it has none
 	queueID    string
 
-	// rcptDomain is the domain of the recipients so far; rcptMany that they have
-	// different ones or that there are too many to tell.
-	rcptDomain string
-	rcptMany   bool
-	rcpts      int
-	firstRcpt  string
+	// rcptDomains are the domains of the recipients so far; rcptUnknown says that there
+	// are others.
+	rcptDomains map[string]bool
+	rcptUnknown bool
+	rcpts       int
+	toReports   bool // a recipient is where our own reports come from
 
 	header     []field
 	headerSize int
 	folds      int
-	authRes    int    // Authentication-Results fields so far
-	forged     []int  // the indexes, from 1, of those that claim to be ours; one more than MaxForged
-	author     string // the author domain, empty if there is not exactly one
+	authRes    int      // Authentication-Results fields so far
+	forged     []int    // the indexes, from 1, of those that claim to be ours; one more than MaxForged
+	authors    []string // the author domains that are evaluated
+	authorErr  error    // why they are not all there is to say, or none
 
 	spf  chan ruapost.SPFResult // has room for one
 	dkim *dkimCheck             // nil if there is nothing to verify
 }
 
 func newMessage(ctx context.Context, service *Service) *message {
-	m := &message{service: service, spf: make(chan ruapost.SPFResult, 1)}
+	m := &message{
+		service: service, config: service.config(),
+		rcptDomains: map[string]bool{}, spf: make(chan ruapost.SPFResult, 1),
+	}
 	m.ctx, m.cancel = context.WithCancel(ctx)
 	return m
 }
@@ -108,58 +115,93 @@ func (m *message) abandon() {
 }
 
 func (m *message) addRecipient(to string) {
+	m.toReports = m.toReports || m.config.isReportAddress(to)
 	if m.rcpts++; m.rcpts > maxRecipients {
 		if m.rcpts == maxRecipients+1 {
 			limits.WithLabelValues("recipients").Inc()
 		}
-		m.rcptMany = true
+		m.rcptUnknown = true
 		return
 	}
-	domain := domainOf(to)
-	switch {
-	case domain == "":
-		m.rcptMany = true
-	case m.rcpts == 1:
-		m.rcptDomain = domain
-	case m.rcptDomain != domain:
-		m.rcptMany = true
-	}
-	if m.rcpts == 1 {
-		m.firstRcpt = to
+	if domain := domainOf(to); domain != "" {
+		m.rcptDomains[domain] = true
+	} else {
+		m.rcptUnknown = true
 	}
 }
 
 // envelopeTo is the recipients' domain if they have only one.
 func (m *message) envelopeTo() string {
-	if m.rcptMany {
-		return ""
+	if len(m.rcptDomains) == 1 && !m.rcptUnknown {
+		for domain := range m.rcptDomains {
+			return domain
+		}
 	}
-	return m.rcptDomain
+	return ""
+}
+
+// allRecipientsIn says whether all recipients are in these domains or below.
+func (m *message) allRecipientsIn(domains []string) bool {
+	for domain := range m.rcptDomains {
+		if !anyWithin(domain, domains) {
+			return false
+		}
+	}
+	return len(m.rcptDomains) > 0 && !m.rcptUnknown
+}
+
+// isReportAddress says whether our own reports come from the address: bounces and
+// auto-replies go there, possibly with an extension behind "+".
+func (c *Config) isReportAddress(address string) bool {
+	local, domain, ok := strings.Cut(c.ReportAddress, "@")
+	at := strings.LastIndexByte(address, '@')
+	if !ok || at < 0 || domainOf(address) != domain {
+		return false
+	}
+	theirs, _, _ := strings.Cut(address[:at], "+")
+	return strings.EqualFold(theirs, local) || strings.EqualFold(address[:at], local)
 }
 
 // aboutReports says whether the message is a report or goes to where reports come
 // from. If such a message caused a report, the answer to it could cause the next.
 func (m *message) aboutReports() bool {
-	if m.rcpts == 1 && strings.EqualFold(m.firstRcpt, m.service.Config.ReportAddress) {
+	if m.toReports {
 		return true
 	}
 	const prefix = "Report Domain:" // RFC 9990 3.5.2, RFC 8460 5.3
 	for _, f := range m.header {
-		if !f.is("Subject") {
-			continue
-		}
-		subject := strings.Join(strings.Fields(f.value), " ")
-		if len(subject) >= len(prefix) && strings.EqualFold(subject[:len(prefix)], prefix) {
+		switch {
+		case f.is("TLS-Report-Domain"): // RFC 8460 5.3
 			return true
+		case f.is("Subject"):
+			subject := strings.Join(strings.Fields(f.value), " ")
+			if len(subject) >= len(prefix) && strings.EqualFold(subject[:len(prefix)], prefix) {
+				return true
+			}
 		}
 	}
 	return false
 }
 
+// listIDs returns the list identifiers of the message in lower case, without what
+// describes them (RFC 2919 3).
+func (m *message) listIDs() []string {
+	var ids []string
+	for _, f := range m.header {
+		if !f.is("List-Id") {
+			continue
+		}
+		id := f.value[strings.LastIndexByte(f.value, '<')+1:]
+		id, _, _ = strings.Cut(id, ">")
+		ids = append(ids, strings.ToLower(strings.Join(strings.Fields(id), "")))
+	}
+	return ids
+}
+
 func (m *message) addHeader(f field) {
 	if f.is(authResField) {
 		m.authRes++
-		if len(m.forged) <= MaxForged && claimsToBe(f.value, m.service.Config.AuthservID) {
+		if len(m.forged) <= MaxForged && claimsToBe(f.value, m.config.AuthservID) {
 			m.forged = append(m.forged, m.authRes)
 		}
 	}
@@ -193,25 +235,34 @@ func (m *message) endOfHeader(queueID string) {
 	if !m.judged || m.headerTooLarge() {
 		return
 	}
+	m.findAuthors()
+	m.dkim = m.startDKIM()
+}
+
+// findAuthors asks for the policies of the author domains. The answers wait in the
+// resolver's cache for the verdict.
+func (m *message) findAuthors() {
 	var from []string
 	for _, f := range m.header {
 		if f.is("From") {
 			from = append(from, f.value)
 		}
 	}
-	authors, err := dmarc.AuthorDomains(from)
-	if err == nil && len(authors) == 1 {
-		m.author = authors[0]
+	m.authors, m.authorErr = dmarc.AuthorDomains(from)
+	if m.authorErr != nil {
+		slog.Debug("author domains", "queue_id", m.queueID, "domains", m.authors, "err", m.authorErr)
+	}
+	evaluator := m.evaluator()
+	for _, author := range m.authors {
 		go func() {
 			defer caught(func() {})
-			// The walk's answers wait in the resolver's cache for the verdict.
-			dmarc.Discover(m.ctx, m.service.Resolver, m.author)
+			evaluator.Prefetch(m.ctx, author)
 		}()
-	} else {
-		// RFC 9989 5.3.1: with several author domains a receiver may stop here.
-		slog.Debug("no single author domain", "queue_id", m.queueID, "domains", authors, "err", err)
 	}
-	m.dkim = m.startDKIM(m.author)
+}
+
+func (m *message) evaluator() *dmarc.Evaluator {
+	return &dmarc.Evaluator{Resolver: m.service.Resolver, Suffixes: m.config.Suffixes}
 }
 
 func (m *message) body(chunk []byte) {

@@ -16,6 +16,14 @@ var (
 			"skipped ones came from authenticated clients or from no known address. Mail from trusted " +
 			"networks is not seen.",
 	}, []string{"result"})
+	dispositions = promauto.NewCounterVec(prometheus.CounterOpts{
+		Name: "ruapost_milter_dispositions_total",
+		Help: "What was done with judged messages because of DMARC: pass, none, quarantine, reject, defer.",
+	}, []string{"disposition"})
+	overridden = promauto.NewCounter(prometheus.CounterOpts{
+		Name: "ruapost_milter_overrides_total",
+		Help: "Failing messages that a section [[override]] kept from their domain's policy.",
+	})
 	limits = promauto.NewCounterVec(prometheus.CounterOpts{
 		Name: "ruapost_milter_limit_total",
 		Help: "Limits that messages hit: header, fields, forged, recipients, signatures, signed_fields, " +

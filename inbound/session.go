@@ -65,7 +65,7 @@ func (s *session) Connect(_, _ string, _ uint16, ip net.IP, _ *milter.Modifier) 
 		return resp, nil // a unix-domain client or one whose address Postfix does not know
 	}
 	s.client = addr.Unmap()
-	for _, p := range s.service.Config.TrustedNetworks {
+	for _, p := range s.service.config().TrustedNetworks {
 		if p.Contains(s.client) {
 			return milter.RespAccept, nil // Postfix will not ask about this client again
 		}
@@ -142,17 +142,40 @@ func (s *session) Body(m *milter.Modifier) (resp milter.Response, err error) {
 		return resp, nil
 	}
 	j := s.msg.judge()
-	if broken == nil { // RFC 8601 4: on top
-		broken = m.InsertHeader(0, authResField, " "+strings.Join(j.authenticationResults(s.service.Config.AuthservID), ";\n\t"))
+	if broken == nil {
+		broken = j.mark(m)
 	}
 	if broken != nil {
-		slog.Warn("milter: cannot change header", "queue_id", s.msg.queueID, "err", broken)
+		slog.Warn("milter: cannot change the message", "queue_id", s.msg.queueID, "err", broken)
 	}
 	messages.WithLabelValues(string(j.result)).Inc()
+	dispositions.WithLabelValues(j.outcome()).Inc()
 	if e := j.evaluation(); e != nil {
 		s.service.record(e)
 	}
+	if code, text, ok := j.reply(); ok {
+		return milter.NewResponseStr(byte(milter.ActReplyCode), code+" "+text), nil
+	}
 	return resp, nil
+}
+
+// mark tells who reads the message what was found, and Postfix to hold it if that is
+// how it is to be quarantined.
+func (j *judgement) mark(m *milter.Modifier) error {
+	if j.disposition == ruapost.DispositionQuarantine {
+		if err := j.quarantine(m); err != nil {
+			return err
+		}
+	}
+	// RFC 8601 4: on top.
+	return m.InsertHeader(0, authResField, " "+strings.Join(j.authenticationResults(j.msg.config.AuthservID), ";\n\t"))
+}
+
+func (j *judgement) quarantine(m *milter.Modifier) error {
+	if j.msg.config.MarkQuarantine {
+		return m.InsertHeader(0, quarantineField, " yes")
+	}
+	return m.Quarantine("DMARC policy of " + j.author)
 }
 
 func (s *session) Abort(*milter.Modifier) error {

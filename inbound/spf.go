@@ -18,7 +18,7 @@ func (m *message) checkSPF() (res ruapost.SPFResult) {
 	if m.spfDomain == "" {
 		return m.spfResult(ruapost.AuthNone)
 	}
-	ctx, cancel := context.WithTimeout(m.ctx, Budget/2)
+	ctx, cancel := context.WithTimeout(m.ctx, m.config.halfBudget())
 	defer cancel()
 	local := "postmaster" // RFC 7208 2.4, 4.3
 	if at := strings.LastIndexByte(m.mailFrom, '@'); at > 0 {

@@ -4,10 +4,12 @@ package main
 
 import (
 	"context"
+	"log/slog"
 
 	"ruapost/bboltstore"
 	"ruapost/config"
 	"ruapost/daemon"
+	"ruapost/dmarc"
 	"ruapost/inbound"
 	"ruapost/resolver"
 )
@@ -18,7 +20,7 @@ const maxConnections = 1000
 
 func main() { daemon.Main("ruapost-milter", run) }
 
-func run(ctx context.Context, cfg *config.Config) (err error) {
+func run(ctx context.Context, cfg *config.Config, reloads <-chan *config.Config) (err error) {
 	store, err := bboltstore.Open(cfg.Store.Path)
 	if err != nil {
 		return err
@@ -37,19 +39,49 @@ func run(ctx context.Context, cfg *config.Config) (err error) {
 	if err != nil {
 		return err
 	}
-	service := &inbound.Service{
-		Config: inbound.Config{
-			AuthservID:      cfg.Milter.AuthservID,
-			TrustedNetworks: cfg.Milter.TrustedNetworks,
-			ReportAddress:   cfg.Reporter.From,
-			RecordTimeout:   cfg.Store.RecordTimeout,
-		},
-		Resolver: dns,
-		Recorder: store,
+	judgement, err := inboundConfig(cfg)
+	if err != nil {
+		return err
 	}
+	service := &inbound.Service{Config: judgement, Resolver: dns, Recorder: store}
+	go func() {
+		for cfg := range reloads {
+			if judgement, err := inboundConfig(cfg); err != nil {
+				slog.Error("the old configuration stays in force", "err", err)
+			} else {
+				service.Reload(judgement)
+			}
+		}
+	}()
 	go daemon.ServeMetrics(ctx, cfg.Metrics.Milter)
 	daemon.Ready()
 	server := &daemon.Server{Name: "milter", Handle: service.ServeConn, MaxConns: maxConnections}
 	server.Serve(ctx, listeners...)
 	return nil
+}
+
+// inboundConfig is what the configuration says about the judgement of messages.
+func inboundConfig(cfg *config.Config) (c inbound.Config, err error) {
+	m := &cfg.Milter
+	c = inbound.Config{
+		AuthservID:      m.AuthservID,
+		TrustedNetworks: m.TrustedNetworks,
+		Enforce:         m.Enforce,
+		MarkQuarantine:  m.Quarantine == "header",
+		DeferTemperror:  m.DeferTemperror,
+		ReportUnknown:   m.ReportUnknown,
+		ReportAddress:   cfg.Reporter.From,
+		Budget:          m.Budget,
+		RecordTimeout:   cfg.Store.RecordTimeout,
+	}
+	for _, o := range m.Overrides {
+		c.Overrides = append(c.Overrides, inbound.Override(o))
+	}
+	switch {
+	case m.SuffixList != "":
+		c.Suffixes, err = dmarc.LoadSuffixes(m.SuffixList)
+	case m.Discovery == "psl":
+		c.Suffixes = dmarc.BuiltinSuffixes{}
+	}
+	return c, err
 }

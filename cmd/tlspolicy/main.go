@@ -25,7 +25,7 @@ const maxConnections = 1000
 
 func main() { daemon.Main("ruapost-tlspolicy", run) }
 
-func run(ctx context.Context, cfg *config.Config) (err error) {
+func run(ctx context.Context, cfg *config.Config, reloads <-chan *config.Config) (err error) {
 	dns, err := resolver.New(resolver.Config{Servers: cfg.DNS.Servers})
 	if err != nil {
 		return err
@@ -46,6 +46,11 @@ func run(ctx context.Context, cfg *config.Config) (err error) {
 	}
 	policies := outbound.NewPolicies(dns, &mtasts.Fetcher{Resolver: dns})
 	defer policies.Close()
+	go func() {
+		for range reloads {
+			slog.Warn("this daemon takes a new configuration by a restart only")
+		}
+	}()
 	go daemon.ServeMetrics(ctx, cfg.Metrics.TLSPolicy)
 	daemon.Ready()
 	server := &daemon.Server{Name: "policy", MaxConns: maxConnections, Handle: func(ctx context.Context, conn net.Conn) {

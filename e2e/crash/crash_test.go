@@ -168,6 +168,7 @@ servers = [%[2]q]
 listen = ["unix:%[1]s/milter.sock"]
 authserv_id = "receiver.example"
 trusted_networks = []
+report_on = "all"
 [tlspolicy]
 listen = ["unix:%[1]s/policy.sock"]
 tlsrpt = "unix:%[1]s/tlsrpt.sock"

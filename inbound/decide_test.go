@@ -1,0 +1,259 @@
+package inbound
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/emersion/go-milter"
+	mdns "github.com/miekg/dns"
+
+	"ruapost"
+	"ruapost/dmarc"
+)
+
+// finish ends a message and returns what Postfix is to do: its answer, "hold" if it is
+// to hold the message, and the header field that marks it.
+func (s *smtp) finish() string {
+	s.t.Helper()
+	mods, act, err := s.End()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var done []string
+	switch act.Code {
+	case milter.ActContinue:
+	case milter.ActReplyCode:
+		done = append(done, fmt.Sprintf("%d %s", act.SMTPCode, act.SMTPText))
+	default:
+		done = append(done, string(act.Code))
+	}
+	for _, m := range mods {
+		switch {
+		case m.Code == milter.ActQuarantine:
+			done = append(done, "hold: "+m.Reason)
+		case m.Code == milter.ActInsertHeader && m.HeaderName == quarantineField:
+			done = append(done, m.HeaderName+":"+m.HeaderValue)
+		}
+	}
+	if err := s.Abort(); err != nil {
+		s.t.Fatal(err)
+	}
+	return strings.Join(done, ", ")
+}
+
+const (
+	rejected = "550 5.7.1 rejected by the DMARC policy of example.com"
+	held     = "hold: DMARC policy of example.com"
+)
+
+// What is done with a message, and what the report says was done: the same, with a
+// reason where it is not what the policy asks (RFC 9989 5.4, RFC 9990 3.1.1.9).
+func TestDisposition(t *testing.T) {
+	reject := Config{Enforce: ruapost.DispositionReject}
+	for _, tt := range []struct {
+		name   string
+		record string
+		config Config
+		pass   bool
+		done   string
+		want   string // disposition and overrides
+	}{
+		{"not enforced", "p=reject", Config{}, false, "", "none [{local_policy policy is not enforced here}]"},
+		{"off", "p=quarantine", Config{Enforce: ruapost.DispositionNone}, false, "", "none [{local_policy policy is not enforced here}]"},
+		{"reject", "p=reject", reject, false, rejected, "reject []"},
+		{"quarantine under reject", "p=quarantine", reject, false, held, "quarantine []"},
+		{"policy of none", "p=none", reject, false, "", "none []"},
+		{"pass", "p=reject", reject, true, "", "pass []"},
+		{"pass under none", "p=none", reject, true, "", "none []"},
+		{"reject as quarantine", "p=reject", Config{Enforce: ruapost.DispositionQuarantine}, false, held, "quarantine [{local_policy quarantined instead of rejected}]"},
+		{"marked", "p=quarantine", Config{Enforce: ruapost.DispositionQuarantine, MarkQuarantine: true}, false, "X-DMARC-Quarantine: yes", "quarantine []"},
+		{"testing reject", "p=reject; t=y", reject, false, held, "quarantine [{policy_test_mode }]"},
+		{"testing quarantine", "p=quarantine; t=y", reject, false, "", "none [{policy_test_mode }]"},
+		{"pct is history", "p=reject; pct=0", reject, false, rejected, "reject []"},
+		{"sampled out of reject", "p=reject; pct=50", Config{Enforce: ruapost.DispositionReject, Suffixes: dmarc.BuiltinSuffixes{}}, false, held, "quarantine [{sampled_out }]"},
+		{"sampled out of quarantine", "p=quarantine; pct=50", Config{Enforce: ruapost.DispositionReject, Suffixes: dmarc.BuiltinSuffixes{}}, false, "", "none [{sampled_out }]"},
+		{"in the sample", "p=reject; pct=51", Config{Enforce: ruapost.DispositionReject, Suffixes: dmarc.BuiltinSuffixes{}}, false, rejected, "reject []"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t)
+			tt.config.AuthservID, tt.config.RecordTimeout = us, r.svc.Config.RecordTimeout
+			r.svc.Config = tt.config
+			r.svc.Draw = func() int { return 50 }
+			r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; ` + tt.record + `; rua=mailto:dmarc@example.com"
+				example.com. 300 IN TXT "v=spf1 ip4:192.0.2.1 -all"`)
+			s := r.connect("192.0.2.1", "mail.example.com")
+			from := "x@y.example"
+			if tt.pass {
+				from = "x@example.com"
+			}
+			// Twice: whatever was answered, the session goes on as before.
+			for range 2 {
+				s.transmit(from, bob, sample("a@example.com"))
+				if done := s.finish(); done != tt.done {
+					t.Errorf("done: %q, want %q", done, tt.done)
+				}
+			}
+			got := r.take()
+			if len(got) != 2 {
+				t.Fatalf("%d evaluations", len(got))
+			}
+			for _, e := range got {
+				if is := fmt.Sprintf("%s %v", e.Result.Disposition, e.Result.Overrides); is != tt.want || e.Result.SourceIP != netip.MustParseAddr("192.0.2.1") {
+					t.Errorf("reported of %s: %s, want %s", e.Result.SourceIP, is, tt.want)
+				}
+			}
+		})
+	}
+}
+
+// A temporary error is neither pass nor fail (RFC 9989 5.3.6): the message goes on, or
+// comes again if that is asked for, and is not reported until then.
+func TestDefer(t *testing.T) {
+	r := newRig(t)
+	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=reject; rua=mailto:dmarc@example.com"
+		_dmarc.none.example. 300 IN TXT "v=DMARC1; p=none; rua=mailto:dmarc@none.example"`)
+	r.svc.Config.Enforce = ruapost.DispositionReject
+	s := r.connect("192.0.2.1", "mail.example.com")
+	try := func(domain string) (string, []ruapost.Evaluation) {
+		t.Helper()
+		r.dns.SetRcode(domain, mdns.RcodeServerFailure)
+		s.transmit("x@"+domain, bob, sample("a@"+domain))
+		return s.finish(), r.take()
+	}
+	const want = "none [{local_policy no verdict: temperror}]"
+	done, got := try("example.com")
+	if done != "" || len(got) != 1 || fmt.Sprintf("%s %v", got[0].Result.Disposition, got[0].Result.Overrides) != want {
+		t.Errorf("accepted: %q, %+v", done, got)
+	}
+	r.svc.Config.DeferTemperror = true
+	if done, got := try("example.com"); done != "451 4.7.1 DMARC of example.com could not be checked now, try again later" || len(got) != 0 {
+		t.Errorf("deferred: %q, %+v", done, got)
+	}
+	if done, got := try("none.example"); done != "" || len(got) != 1 {
+		t.Errorf("nothing depends on it: %q, %+v", done, got)
+	}
+}
+
+// An exception keeps a failing message from its policy, and the report says why.
+func TestOverrides(t *testing.T) {
+	r := newRig(t)
+	list := key(t, r, "lists.example.net")
+	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=reject; rua=mailto:dmarc@example.com"
+		fwd.example. 300 IN TXT "v=spf1 ip4:192.0.2.1 -all"`)
+	r.svc.Config.Enforce = ruapost.DispositionReject
+	s := r.connect("192.0.2.1", "mail.example.com")
+	listed := append([]byte("List-Id: A list\r\n <Some.Lists.Example.net>\r\n"), sample("a@example.com")...)
+	network := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	other := []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
+	for _, tt := range []struct {
+		name string
+		rule Override
+		from string
+		rcpt []string
+		msg  []byte
+		want bool
+	}{
+		{"source", Override{Sources: network}, "x@y.example", bob, listed, true},
+		{"another source", Override{Sources: other}, "x@y.example", bob, listed, false},
+		{"DKIM", Override{DKIM: []string{"example.net"}}, "x@y.example", bob, sign(t, list, listed), true},
+		{"DKIM without a signature", Override{DKIM: []string{"example.net"}}, "x@y.example", bob, listed, false},
+		{"DKIM that fails", Override{DKIM: []string{"example.net"}}, "x@y.example", bob, append(sign(t, list, listed), 'x'), false},
+		{"SPF", Override{SPF: []string{"fwd.example"}}, "x@fwd.example", bob, listed, true},
+		{"SPF of another", Override{SPF: []string{"wd.example"}}, "x@fwd.example", bob, listed, false},
+		{"List-Id", Override{ListIDs: []string{"some.lists.example.net"}}, "x@y.example", bob, listed, true},
+		{"no List-Id", Override{ListIDs: []string{"some.lists.example.net"}}, "x@y.example", bob, sample("a@example.com"), false},
+		{"recipient", Override{Recipients: []string{"example"}}, "x@y.example", bob, listed, true},
+		{"not all recipients", Override{Recipients: []string{"receiver.example"}}, "x@y.example", []string{bob[0], "x@else.example"}, listed, false},
+		{"both", Override{Sources: network, Recipients: []string{"receiver.example"}}, "x@y.example", bob, listed, true},
+		{"one of two", Override{Sources: other, Recipients: []string{"receiver.example"}}, "x@y.example", bob, listed, false},
+	} {
+		tt.rule.Type, tt.rule.Comment = ruapost.OverrideTrustedForwarder, "ours"
+		r.svc.Config.Overrides = []Override{{Sources: other, Type: ruapost.OverrideOther}, tt.rule}
+		s.transmit(tt.from, tt.rcpt, tt.msg)
+		done, got := s.finish(), r.take()
+		want, reasons := rejected, "[]"
+		if tt.want {
+			want, reasons = "", "[{trusted_forwarder ours}]"
+		}
+		if len(got) != 1 || done != want || fmt.Sprint(got[0].Result.Overrides) != reasons {
+			t.Errorf("%s: %q, %+v", tt.name, done, got)
+		}
+	}
+}
+
+// Of several authors the strictest policy among those that fail decides (RFC 9989
+// 11.5); that one of them passes does not help the others.
+func TestSeveralAuthors(t *testing.T) {
+	r := newRig(t)
+	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=reject; rua=mailto:dmarc@example.com"
+		_dmarc.good.example. 300 IN TXT "v=DMARC1; p=reject; rua=mailto:dmarc@good.example"
+		good.example. 300 IN TXT "v=spf1 ip4:192.0.2.1 -all"`)
+	r.svc.Config.Enforce = ruapost.DispositionReject
+	s := r.connect("192.0.2.1", "mail.good.example")
+	for _, tt := range []struct{ name, from, more, done, author string }{
+		{"two addresses", "a@good.example, b@example.com", "", rejected, "example.com"},
+		{"the other way", "b@example.com, a@good.example", "", rejected, "example.com"},
+		{"two fields", "a@good.example", "From: b@example.com\r\n", rejected, "example.com"},
+		{"two fields that pass", "a@good.example", "From: b@good.example\r\n", "", ""},
+		{"one domain", "a@good.example, b@good.example", "", "", "good.example"},
+	} {
+		s.transmit("x@good.example", bob, append([]byte(tt.more), sample(tt.from)...))
+		done, got := s.finish(), r.take()
+		if done != tt.done {
+			t.Errorf("%s: %q, want %q", tt.name, done, tt.done)
+		}
+		if tt.author == "" && len(got) > 0 || tt.author != "" && (len(got) != 1 || got[0].Result.HeaderFrom != tt.author) {
+			t.Errorf("%s: %+v", tt.name, got)
+		}
+	}
+}
+
+// Forged mail in the name of a domain that has nothing to do with this system causes
+// no report, unless that is asked for. The store knows which domains those are.
+func TestUnknownDomains(t *testing.T) {
+	r := newRig(t)
+	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=none; rua=mailto:dmarc@example.com"
+		example.com. 300 IN TXT "v=spf1 ip4:192.0.2.1 -all"`)
+	s := r.connect("192.0.2.1", "mail.example.com")
+	try := func(from string) ruapost.Evaluation {
+		t.Helper()
+		s.transmit(from, bob, sample("a@sub.example.com"))
+		s.finish()
+		got := r.take()
+		if len(got) != 1 || got[0].OrganizationalDomain != "example.com" {
+			t.Fatalf("%+v", got)
+		}
+		return got[0]
+	}
+	if e := try("x@example.com"); e.OptionalIfUnknown || e.Optional {
+		t.Errorf("pass: %+v", e)
+	}
+	if e := try("x@y.example"); !e.OptionalIfUnknown || e.Optional {
+		t.Errorf("fail: %+v", e)
+	}
+	r.svc.Config.ReportUnknown = true
+	if e := try("x@y.example"); e.OptionalIfUnknown {
+		t.Errorf("all are asked for: %+v", e)
+	}
+}
+
+// A new configuration is in force for the next message of a session.
+func TestReload(t *testing.T) {
+	r := newRig(t)
+	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=reject; rua=mailto:dmarc@example.com"`)
+	s := r.connect("192.0.2.1", "mail.example.com")
+	var done []string
+	for _, most := range []ruapost.Disposition{ruapost.DispositionNone, ruapost.DispositionReject, ruapost.DispositionQuarantine} {
+		cfg := r.svc.Config
+		cfg.Enforce = most
+		r.svc.Reload(cfg)
+		s.transmit("x@y.example", bob, sample("a@example.com"))
+		done = append(done, s.finish())
+	}
+	if want := []string{"", rejected, held}; !slices.Equal(done, want) {
+		t.Errorf("%q, want %q", done, want)
+	}
+}
