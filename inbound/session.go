@@ -150,7 +150,8 @@ func (s *session) Body(m *milter.Modifier) (resp milter.Response, err error) {
 	}
 	messages.WithLabelValues(string(j.result)).Inc()
 	dispositions.WithLabelValues(j.outcome()).Inc()
-	if e := j.evaluation(); e != nil {
+	// On a broken connection Postfix decides what becomes of the message.
+	if e := j.evaluation(); e != nil && broken == nil {
 		s.service.record(e)
 	}
 	if code, text, ok := j.reply(); ok {
