@@ -1,0 +1,226 @@
+package inbound
+
+import (
+	"slices"
+	"strings"
+
+	"ruapost"
+	"ruapost/authres"
+)
+
+// upstream is what the milters before this one found out about a message.
+type upstream struct {
+	// found says that they have results of SPF, of DKIM or of both.
+	found bool
+	spf   ruapost.SPFResult
+	dkim  []signature
+	arc   string // none, pass or fail; empty if they say nothing
+}
+
+// readUpstream takes the results of SPF, DKIM and ARC from the Authentication-Results
+// fields in a message's header whose authserv-id is a trusted one. identity is what
+// SPF is about in this message, and signatures are those of the message; their results
+// are ignored.
+//
+// Only fields above the first Received field count. Postfix shows milters the header
+// without its own Received field; fields that earlier milters inserted and that
+// policy services prepended come first, then what the client sent. A milter that adds
+// its field at the end of the header is not heard. A client can put fields above its
+// own Received field, too, or send none; so of each method only the topmost field
+// that has it counts, and nothing below a field that is or may be a trusted one and
+// cannot be read. The milters must do the rest: write a result of their method for
+// each message, or remove fields that claim to be theirs, as RFC 8601 5 demands.
+//
+// What they say nothing about, or not about this identity or not with a trusted
+// authserv-id, is unknown and counts as a temporary error: SPF, and each of the
+// signatures if there is no result of DKIM at all. With that DMARC fails only for an
+// author that nothing could be aligned with, whatever the results. If found is false
+// upstream was silent, which is a fault of this system and none of the message: it
+// must count as not judged, and neither be reported nor rejected.
+func readUpstream(header []field, trusted []string, identity ruapost.SPFResult, signatures []signature) upstream {
+	fields := trustedFields(header, trusted)
+	u := upstream{spf: identity, arc: chainState(topmost(fields, "arc"))}
+	spf, foundSPF := u.spfResult(topmost(fields, "spf"))
+	u.spf.Result = spf
+	foundDKIM := u.readDKIM(topmost(fields, "dkim"), signatures)
+	u.found = foundSPF || foundDKIM
+	return u
+}
+
+// trustedFields returns the fields that may be trusted, the topmost first.
+func trustedFields(header []field, trusted []string) []*authres.Field {
+	var fields []*authres.Field
+	for _, f := range header {
+		if f.is("Received") {
+			break
+		}
+		if !strings.EqualFold(f.name, authResField) { // milters put no blank behind it
+			continue
+		}
+		parsed, err := authres.Parse(f.value)
+		if err != nil {
+			if slices.ContainsFunc(trusted, func(id string) bool { return authres.ClaimsToBe(f.value, id) }) {
+				break
+			}
+			continue
+		}
+		if slices.ContainsFunc(trusted, func(id string) bool { return authres.SameID(parsed.ID, id) }) {
+			fields = append(fields, parsed)
+		}
+	}
+	return fields
+}
+
+// topmost returns the results of a method in the topmost field that has any.
+func topmost(fields []*authres.Field, method string) []authres.Result {
+	for _, f := range fields {
+		var results []authres.Result
+		for _, r := range f.Results {
+			if r.Method == method {
+				results = append(results, r)
+			}
+		}
+		if results != nil {
+			return results
+		}
+	}
+	return nil
+}
+
+// spfResult returns the result about the identity that SPF is about in this message:
+// that another name passed, such as the HELO name of mail that has a return path,
+// says nothing about it (CVE-2019-20790).
+func (u *upstream) spfResult(results []authres.Result) (result ruapost.AuthResult, found bool) {
+	if u.spf.Domain == "" {
+		return ruapost.AuthNone, results != nil // RFC 7208 4.3, whatever they say
+	}
+	name := "mailfrom"
+	if u.spf.Helo {
+		name = "helo"
+	}
+	for _, r := range results {
+		if domainIn(only(r.Values("smtp", name))) == u.spf.Domain {
+			return resultWord(r.Value), true
+		}
+		if r.Value == "none" && !slices.ContainsFunc(r.Properties, func(p authres.Property) bool { return p.Type == "smtp" }) {
+			return ruapost.AuthNone, true // as rspamd writes it, and no pass of another name
+		}
+	}
+	return ruapost.AuthTemperror, false
+}
+
+// domainIn returns the domain of a property, which is an address, "@" and a domain, or
+// a domain; empty if it is none of these.
+func domainIn(value string) string {
+	value = strings.TrimSuffix(strings.TrimPrefix(value, "<"), ">")
+	return domainOf("@" + value[strings.LastIndexByte(value, '@')+1:])
+}
+
+// readDKIM takes the results of signatures. Those that lack the domain count as if
+// they were not there; one whose domain is none is the result of no signature that
+// anybody could be aligned with.
+func (u *upstream) readDKIM(results []authres.Result, signatures []signature) (found bool) {
+	for _, r := range results {
+		if r.Value == "none" {
+			found = true
+			continue
+		}
+		domains := r.Values("header", "d")
+		if domains == nil {
+			// It may be below the domain that signed, which vouches for it (RFC 6376 3.5).
+			domains = r.Values("header", "i")
+		}
+		found = found || domains != nil
+		if domain := domainIn(only(domains)); domain != "" {
+			u.dkim = append(u.dkim, upstreamSignature(domain, &r, signatures))
+		}
+	}
+	if !found {
+		for _, s := range signatures {
+			s.result, s.reason = ruapost.AuthTemperror, ""
+			u.dkim = append(u.dkim, s)
+		}
+	}
+	return found
+}
+
+// upstreamSignature is the result r about a signature of domain. The reason stays
+// where it is: it may be anything, and in reports rows that differ in it do not add
+// up.
+func upstreamSignature(domain string, r *authres.Result, signatures []signature) signature {
+	s := signature{
+		domain:    domain,
+		algorithm: ruapost.Clean(only(r.Values("header", "a")), 32),
+		b:         ruapost.Clean(only(r.Values("header", "b")), 8),
+		result:    resultWord(r.Value),
+	}
+	if s.result == ruapost.AuthSoftfail { // amavisd-new, of DKIM too
+		s.result = ruapost.AuthNeutral
+	}
+	// A selector may end in a number, as a domain name may not.
+	selector, err := ruapost.ParseDomain(only(r.Values("header", "s")) + "._domainkey")
+	if err == nil {
+		s.selector = strings.TrimSuffix(selector, "._domainkey")
+	} else {
+		s.selector = findSelector(&s, signatures)
+	}
+	return s
+}
+
+// findSelector returns the selector that a result lacks and reports must have
+// (RFC 9990 Appendix A): that of the message's signature that it is about. If none
+// fits, or several with different selectors do, it is empty, as is the element in the
+// report then.
+func findSelector(s *signature, signatures []signature) string {
+	selector := ""
+	for _, sig := range signatures {
+		if sig.domain != s.domain || !strings.HasPrefix(sig.b, s.b) {
+			continue
+		}
+		if selector != "" && selector != sig.selector {
+			return ""
+		}
+		selector = sig.selector
+	}
+	return selector
+}
+
+// chainState returns the state of the ARC chain. Everything but pass and none is a
+// failure (RFC 8617 5.2).
+func chainState(results []authres.Result) string {
+	state := ""
+	for _, r := range results {
+		if r.Value != "pass" && r.Value != "none" {
+			return "fail"
+		}
+		if state == "" {
+			state = r.Value
+		}
+	}
+	return state
+}
+
+// resultWord returns the result that a word stands for. Some software has other words
+// than RFC 8601 2.7; those that nobody knows count as neutral.
+func resultWord(word string) ruapost.AuthResult {
+	switch result := ruapost.AuthResult(word); result {
+	case ruapost.AuthNone, ruapost.AuthPass, ruapost.AuthFail, ruapost.AuthSoftfail, ruapost.AuthPolicy,
+		ruapost.AuthNeutral, ruapost.AuthTemperror, ruapost.AuthPermerror:
+		return result
+	case "hardfail", "reject": // RFC 5451; rspamd
+		return ruapost.AuthFail
+	case "error", "tempfail":
+		return ruapost.AuthTemperror
+	case "unknown", "permfail", "invalid":
+		return ruapost.AuthPermerror
+	}
+	return ruapost.AuthNeutral
+}
+
+// only returns the value that a property has, empty if it has none or several.
+func only(values []string) string {
+	if len(values) != 1 {
+		return ""
+	}
+	return values[0]
+}

@@ -1,0 +1,367 @@
+package inbound
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ruapost"
+	"ruapost/authres"
+)
+
+// parseAuthservID is what Parse makes of the authserv-id.
+func parseAuthservID(value string) (id string, ok bool) {
+	f, err := authres.Parse(value)
+	if err != nil || f.ID == "" {
+		return "", false
+	}
+	return f.ID, true
+}
+
+// fields reads lines, folded or not, as Postfix would give them.
+func fields(header string) []field {
+	var fields []field
+	for _, line := range unfold(strings.ReplaceAll(strings.Trim(header, "\n"), "\n", "\r\n")) {
+		name, value, _ := strings.Cut(line, ":")
+		fields = append(fields, field{name, strings.ReplaceAll(value, "\r\n", "\n")})
+	}
+	return fields
+}
+
+// signaturesOf reads the signatures as a message does.
+func signaturesOf(header []field) []signature {
+	return (&message{header: header}).signatures()
+}
+
+// told writes down what upstream said: "spf=pass domain", "dkim=pass domain/selector"
+// and "arc=pass", and "nothing" before that if it was silent.
+func (u *upstream) told() string {
+	var words []string
+	if !u.found {
+		words = append(words, "nothing")
+	}
+	words = append(words, "spf="+string(u.spf.Result))
+	for _, s := range u.dkim {
+		words = append(words, "dkim="+string(s.result)+" "+s.domain+"/"+s.selector)
+	}
+	if u.arc != "" {
+		words = append(words, "arc="+u.arc)
+	}
+	return strings.Join(words, "; ")
+}
+
+var mailFrom = ruapost.SPFResult{Domain: "example.com"}
+
+// What the client sent, below what upstream put on top.
+const sent = `
+Received: from inner.example.com by out.example.com; Wed, 25 Nov 2026 08:57:31 +0000
+DKIM-Signature: v=1; a=rsa-sha256; d=example.com; s=k2026; h=from; bh=x; b=cuhHmj/hXYZ
+From: alice@example.com
+`
+
+func TestUpstream(t *testing.T) {
+	for name, tc := range map[string]struct{ header, want string }{
+		"OpenDKIM": {
+			`
+Authentication-Results: mx.example;
+	dkim=pass (2048-bit key; unprotected) header.d=example.com header.i=@example.com header.a=rsa-sha256 header.s=k2026 header.b=cuhHmj/h;
+	dkim-atps=neutral`,
+			"spf=temperror; dkim=pass example.com/k2026",
+		},
+		"OpenDKIM, several, one of them bad": {
+			`
+Authentication-Results: mx.example;
+	dkim=fail reason="signature verification failed" (2048-bit key; unprotected) header.d=example.com header.i=@example.com header.a=rsa-sha256 header.s=k2026 header.b=cuhHmj/h;
+	dkim=permerror (0-bit key) header.d=example.com header.i=@example.com header.b="cuhHmj/h";
+	dkim=pass (1024-bit key) header.d=esp.example header.i=@esp.example header.b="g+dkNDxI"`,
+			"spf=temperror; dkim=fail example.com/k2026; dkim=permerror example.com/k2026; dkim=pass esp.example/",
+		},
+		"OpenDKIM and OpenDMARC": {
+			`
+Authentication-Results: mx.example; dmarc=pass (p=quarantine dis=none) header.from=example.com
+Authentication-Results: mx.example; spf=pass smtp.mailfrom=example.com
+DKIM-Filter: OpenDKIM Filter v2.11.0 mx.example 4cX0fy3Frj
+Authentication-Results: mx.example;
+	dkim=pass (2048-bit key) header.d=example.com header.i=@example.com header.b="cuhHmj/h"`,
+			"spf=pass; dkim=pass example.com/k2026",
+		},
+		"OpenARC": {
+			`
+Authentication-Results: mx.example; arc=pass smtp.remote-ip="2001:db8:f403::3" arc.chain=example.net
+Authentication-Results: mx.example; spf=fail smtp.mailfrom=example.com`,
+			"spf=fail; dkim=temperror example.com/k2026; arc=pass",
+		},
+		"pypolicyd-spf": {
+			`
+Authentication-Results: mx.example; spf=pass (sender SPF authorized) smtp.mailfrom=example.com (client-ip=2001:db8::1; helo=out.example.com; envelope-from=bob@example.com; receiver=<UNKNOWN>)`,
+			"spf=pass; dkim=temperror example.com/k2026",
+		},
+		"rspamd": {
+			`
+Authentication-Results: mx.example;
+	dkim=pass header.d=Example.COM header.s=Selector2 header.b=cuhHmj/h;
+	spf=pass (mx.example: domain of "list+1-bob=mx.example@example.com" designates 192.0.2.10 as permitted sender) smtp.mailfrom="list+1-bob=mx.example@example.com";
+	dmarc=pass (policy=reject) header.from=example.com;
+	arc=reject ("cv is fail on i=2")
+X-Rspamd-Server: mx.example`,
+			"spf=pass; dkim=pass example.com/selector2; arc=fail",
+		},
+		"rspamd, nothing there": {
+			`
+Authentication-Results: mx.example;
+	dkim=none;
+	dmarc=none;
+	spf=none;
+	arc=none`,
+			"spf=none; arc=none",
+		},
+		"amavis": {
+			`
+Authentication-Results: mx.example (amavis); dkim=pass (2048-bit key)
+ reason="pass (just generated, assumed good)" header.d=example.com`,
+			"spf=temperror; dkim=pass example.com/k2026",
+		},
+		"amavisd-new": {
+			`
+Authentication-Results: mx.example (amavisd-new); dkim=softfail
+	(fail, message has been altered) header.i=@example.com`,
+			"spf=temperror; dkim=neutral example.com/k2026",
+		},
+		"header.i only": {
+			`
+Authentication-Results: mx.example; dkim=pass header.i=@mail.example.com header.s=20230601; spf=softfail smtp.mailfrom=<a@example.com>`,
+			"spf=softfail; dkim=pass mail.example.com/20230601",
+		},
+
+		"authserv-id in any case, quoted": {
+			"Authentication-Results: \"MX.\n\texample\" 1; spf=pass smtp.mailfrom=example.com", "spf=pass; dkim=temperror example.com/k2026",
+		},
+		"RFC 8601 5, authserv-id in U-labels": {
+			"Authentication-Results: bücher.example; spf=pass smtp.mailfrom=example.com", "spf=pass; dkim=temperror example.com/k2026",
+		},
+		"authserv-id that is no domain name": {
+			"Authentication-Results: Gateway_7; spf=pass smtp.mailfrom=example.com", "spf=pass; dkim=temperror example.com/k2026",
+		},
+		"another authserv-id on top": {
+			"Authentication-Results: list.example; spf=fail smtp.mailfrom=example.com\nAuthentication-Results: mx.example; spf=pass smtp.mailfrom=example.com",
+			"spf=pass; dkim=temperror example.com/k2026",
+		},
+		"Microsoft, no authserv-id": {
+			"Authentication-Results: spf=pass (sender IP is 192.0.2.10)\n smtp.mailfrom=example.com; mx.example; dkim=pass header.d=example.com", "nothing; spf=temperror; dkim=temperror example.com/k2026",
+		},
+		"RFC 8601 2.5, another version": {
+			"Authentication-Results: mx.example 2; spf=pass smtp.mailfrom=example.com", "nothing; spf=temperror; dkim=temperror example.com/k2026",
+		},
+		"no-result":      {"Authentication-Results: mx.example; none", "nothing; spf=temperror; dkim=temperror example.com/k2026"},
+		"no field":       {"X-Spam: no", "nothing; spf=temperror; dkim=temperror example.com/k2026"},
+		"of DMARC alone": {"Authentication-Results: mx.example; dmarc=fail header.from=example.com; arc=none", "nothing; spf=temperror; dkim=temperror example.com/k2026; arc=none"},
+
+		"another authserv-id":           {"Authentication-Results: other.example; spf=pass smtp.mailfrom=example.com", "nothing; spf=temperror; dkim=temperror example.com/k2026"},
+		"longer authserv-id":            {"Authentication-Results: mx.example.net; spf=pass smtp.mailfrom=example.com", "nothing; spf=temperror; dkim=temperror example.com/k2026"},
+		"subdomain's authserv-id":       {"Authentication-Results: a.mx.example; spf=pass smtp.mailfrom=example.com", "nothing; spf=temperror; dkim=temperror example.com/k2026"},
+		"authserv-id in a comment":      {"Authentication-Results: (mx.example;) other.example (mx.example); spf=pass smtp.mailfrom=example.com", "nothing; spf=temperror; dkim=temperror example.com/k2026"},
+		"authserv-id with a queue ID":   {"Authentication-Results: mx.example/4cX0; spf=pass smtp.mailfrom=example.com", "nothing; spf=temperror; dkim=temperror example.com/k2026"},
+		"a similar field":               {"X-Authentication-Results: mx.example; spf=pass smtp.mailfrom=example.com", "nothing; spf=temperror; dkim=temperror example.com/k2026"},
+		"no milter writes such a field": {"Authentication-Results : mx.example; spf=pass smtp.mailfrom=example.com", "nothing; spf=temperror; dkim=temperror example.com/k2026"},
+		"ARC-Authentication-Results":    {"ARC-Authentication-Results: i=1; mx.example; spf=pass smtp.mailfrom=example.com", "nothing; spf=temperror; dkim=temperror example.com/k2026"},
+
+		"forged below Received": {
+			"Received: from attack.example\nAuthentication-Results: mx.example; spf=pass smtp.mailfrom=example.com; dkim=pass header.d=example.com; arc=pass",
+			"nothing; spf=temperror; dkim=temperror example.com/k2026",
+		},
+		"forged below upstream's": {
+			`
+Authentication-Results: mx.example; spf=fail smtp.mailfrom=example.com; dkim=fail header.d=example.com header.s=k2026; arc=fail
+Authentication-Results: mx.example; spf=pass smtp.mailfrom=example.com; dkim=pass header.d=example.com; arc=pass`,
+			"spf=fail; dkim=fail example.com/k2026; arc=fail",
+		},
+		"forged below two of upstream's": {
+			`
+Authentication-Results: gateway_7; spf=fail smtp.mailfrom=example.com
+Authentication-Results: mx.example; dkim=none
+Authentication-Results: mx.example; spf=pass smtp.mailfrom=example.com; dkim=pass header.d=example.com
+Authentication-Results: gateway_7; spf=pass smtp.mailfrom=example.com; dkim=pass header.d=example.com`,
+			"spf=fail",
+		},
+		"forged below one that cannot be read": {
+			`
+Authentication-Results: mx.example; spf=fail smtp.mailfrom="a
+Authentication-Results: mx.example; spf=pass smtp.mailfrom=example.com`,
+			"nothing; spf=temperror; dkim=temperror example.com/k2026",
+		},
+		"another's that cannot be read on top": {
+			`
+Authentication-Results: other.example; spf=fail smtp.mailfrom="a
+Authentication-Results: mx.example; spf=pass smtp.mailfrom=example.com`,
+			"spf=pass; dkim=temperror example.com/k2026",
+		},
+		"forged inside a comment": {
+			"Authentication-Results: mx.example; spf=fail (helo=x; spf=pass smtp.mailfrom=example.com; dkim=pass header.d=example.com;) smtp.mailfrom=example.com",
+			"spf=fail; dkim=temperror example.com/k2026",
+		},
+		"forged inside a local part": {
+			`Authentication-Results: mx.example; spf=pass smtp.mailfrom="; dkim=pass header.d=bank.example; x=\""@example.com`,
+			"spf=pass; dkim=temperror example.com/k2026",
+		},
+
+		"CVE-2019-20790, HELO of mail with a return path": {
+			"Authentication-Results: mx.example; spf=pass smtp.helo=example.com", "nothing; spf=temperror; dkim=temperror example.com/k2026",
+		},
+		"CVE-2019-20790, HELO before the return path": {
+			"Authentication-Results: mx.example; spf=pass smtp.helo=example.com; spf=fail smtp.mailfrom=example.com", "spf=fail; dkim=temperror example.com/k2026",
+		},
+		"CVE-2019-20790, another return path": {
+			"Authentication-Results: mx.example; spf=pass smtp.mailfrom=attack.example", "nothing; spf=temperror; dkim=temperror example.com/k2026",
+		},
+		"a subdomain's return path": {
+			"Authentication-Results: mx.example; spf=pass smtp.mailfrom=mail.example.com", "nothing; spf=temperror; dkim=temperror example.com/k2026",
+		},
+		"two return paths": {
+			"Authentication-Results: mx.example; spf=pass smtp.mailfrom=attack.example smtp.mailfrom=example.com", "nothing; spf=temperror; dkim=temperror example.com/k2026",
+		},
+		"a pass of nobody": {"Authentication-Results: mx.example; spf=pass", "nothing; spf=temperror; dkim=temperror example.com/k2026"},
+		"a none of HELO":   {"Authentication-Results: mx.example; spf=none smtp.helo=example.com", "nothing; spf=temperror; dkim=temperror example.com/k2026"},
+		"CVE-2020-12272, return path": {
+			"Authentication-Results: mx.example; spf=pass smtp.mailfrom=example.com(.attack.example", "nothing; spf=temperror; dkim=temperror example.com/k2026",
+		},
+		"CVE-2020-12272, signing domain": {
+			"Authentication-Results: mx.example; dkim=pass header.d=example.com(.attack.example) header.s=k2026", "spf=temperror",
+		},
+		"signing domain that is none": {
+			`Authentication-Results: mx.example; dkim=pass header.d="example.com/"; dkim=pass header.d=192.0.2.1; dkim=fail header.d="" header.i=@example.com`, "spf=temperror",
+		},
+		"two signing domains": {
+			"Authentication-Results: mx.example; dkim=pass header.d=attack.example header.d=example.com", "spf=temperror",
+		},
+		"no signing domain": {
+			"Authentication-Results: mx.example; dkim=pass (good signature)", "nothing; spf=temperror; dkim=temperror example.com/k2026",
+		},
+		"selectors that are none": {
+			`Authentication-Results: mx.example; dkim=pass header.d=example.com header.s="a b"; dkim=pass header.d=example.com header.s=a header.s=b header.b=other`,
+			"spf=temperror; dkim=pass example.com/k2026; dkim=pass example.com/",
+		},
+		"words": {
+			"Authentication-Results: mx.example; spf=HardFail smtp.mailfrom=example.com; dkim=policy header.d=a.example; dkim=TempFail header.d=b.example; dkim=invalid header.d=c.example; dkim=great header.d=d.example; arc=temperror",
+			"spf=fail; dkim=policy a.example/; dkim=temperror b.example/; dkim=permerror c.example/; dkim=neutral d.example/; arc=fail",
+		},
+		"several states of the chain": {"Authentication-Results: mx.example; spf=none; dkim=none; arc=pass; arc=fail", "spf=none; arc=fail"},
+	} {
+		header := append(fields(tc.header), fields(sent)...)
+		u := readUpstream(header, []string{"mx.example", "xn--bcher-kva.example", "gateway_7"}, mailFrom, signaturesOf(header))
+		if got := u.told(); got != tc.want {
+			t.Errorf("%s:\n%s; want\n%s", name, got, tc.want)
+		}
+	}
+}
+
+// With a null reverse-path SPF is about HELO (RFC 7208 2.4), and about nothing if that
+// is no domain name.
+func TestUpstreamNullSender(t *testing.T) {
+	helo := ruapost.SPFResult{Domain: "out.example.com", Helo: true, Result: ruapost.AuthTemperror}
+	for name, tc := range map[string]struct {
+		identity ruapost.SPFResult
+		results  string
+		want     string
+	}{
+		"HELO":                {helo, "spf=pass smtp.helo=Out.example.com", "spf=pass"},
+		"with a return path":  {helo, `spf=pass smtp.mailfrom="" smtp.helo=out.example.com`, "spf=pass"},
+		"another HELO":        {helo, "spf=pass smtp.helo=example.com", "nothing; spf=temperror"},
+		"return path":         {helo, "spf=pass smtp.mailfrom=out.example.com", "nothing; spf=temperror"},
+		"null":                {helo, "spf=none smtp.mailfrom=<>", "nothing; spf=temperror"},
+		"no name to check":    {ruapost.SPFResult{Helo: true}, `spf=pass smtp.helo=""`, "spf=none"},
+		"no name, no result":  {ruapost.SPFResult{Helo: true}, "iprev=fail", "nothing; spf=none"},
+		"unsigned, DKIM only": {helo, "dkim=none", "spf=temperror"},
+	} {
+		header := fields("Authentication-Results: mx.example; " + tc.results)
+		u := readUpstream(header, []string{"mx.example"}, tc.identity, nil)
+		if got := u.told(); got != tc.want || u.spf.Domain != tc.identity.Domain || u.spf.Helo != tc.identity.Helo {
+			t.Errorf("%s: %s %+v; want %s", name, got, u.spf, tc.want)
+		}
+	}
+}
+
+// Results are those of the signature that they are about.
+func TestUpstreamSelector(t *testing.T) {
+	header := fields(`
+Authentication-Results: mx.example; dkim=pass header.d=example.com header.b=BBBBcccc; dkim=pass header.d=example.com header.b="AAAA";
+ dkim=pass header.d=example.com; dkim=pass header.d=example.net header.a=ed25519-sha256; dkim=pass header.d=example.org header.s=given header.b=ZZZZ
+DKIM-Signature: v=1; a=rsa-sha256; d=example.com; s=one; h=from; bh=x; b=AAAAbbbbcccc
+DKIM-Signature: v=1; a=rsa-sha256; d=example.com; s=two; h=from; bh=x; b=BBBBccccdddd
+DKIM-Signature: v=1; a=rsa-sha256; d=example.net; s=same; h=from; bh=x; b=CC
+DKIM-Signature: v=1; a=rsa-sha256; d=example.net; s=same; h=from; bh=x; b=DD
+DKIM-Signature: v=1; a=rsa-sha256; d=example.org; s=other; h=from; bh=x; b=EE
+`)
+	u := readUpstream(header, []string{"mx.example"}, mailFrom, signaturesOf(header))
+	want := []signature{
+		{domain: "example.com", selector: "two", b: "BBBBcccc", result: ruapost.AuthPass},
+		{domain: "example.com", selector: "one", b: "AAAA", result: ruapost.AuthPass},
+		{domain: "example.com", result: ruapost.AuthPass}, // one of two
+		{domain: "example.net", selector: "same", algorithm: "ed25519-sha256", result: ruapost.AuthPass},
+		{domain: "example.org", selector: "given", b: "ZZZZ", result: ruapost.AuthPass},
+	}
+	if d := cmp.Diff(want, u.dkim, cmp.AllowUnexported(signature{})); d != "" {
+		t.Error(d)
+	}
+}
+
+// RFC 9990 3.1.3: at most 100 signatures in a row of a report.
+func TestUpstreamManyResults(t *testing.T) {
+	header := fields("Authentication-Results: mx.example" + strings.Repeat(";\n dkim=pass header.d=example.com header.s=a", 150))
+	u := readUpstream(header, []string{"mx.example"}, mailFrom, nil)
+	if len(u.dkim) != 100 {
+		t.Errorf("%d results", len(u.dkim))
+	}
+	// Of those that are unknown there are no more than would be verified.
+	header = fields(strings.Repeat("DKIM-Signature: v=1; a=rsa-sha256; d=example.com; s=one; h=from; bh=x; b=A\n", 3*MaxSignatures))
+	u = readUpstream(header, []string{"mx.example"}, mailFrom, signaturesOf(header))
+	if len(u.dkim) != MaxSignatures || u.found {
+		t.Errorf("%d results", len(u.dkim))
+	}
+}
+
+// What the results of upstream look like in our own field.
+func TestUpstreamInOurField(t *testing.T) {
+	header := append(fields("Authentication-Results: mx.example; spf=pass smtp.mailfrom=example.com; dkim=pass header.d=example.com header.s=\"a b\" header.b=\"x;y\""), fields(sent)...)
+	u := readUpstream(header, []string{"mx.example"}, mailFrom, nil)
+	j := &judgement{spf: u.spf, dkim: u.dkim, result: "pass", author: "example.com"}
+	want := "mx.receiver.example;\n\tspf=pass smtp.mailfrom=example.com;\n\tdkim=pass header.d=example.com header.b=\"x;y\";\n\tdmarc=pass header.from=example.com"
+	if got := strings.Join(j.authenticationResults(us), ";\n\t"); got != want {
+		t.Errorf("%q", got)
+	}
+}
+
+func FuzzUpstream(f *testing.F) {
+	f.Add("mx.example; spf=pass smtp.mailfrom=a@example.com; dkim=pass header.d=a.example header.s=1", "mx.example; dkim=fail (")
+	f.Add("other.example; x", "mx.example; spf=none; arc=pass; dkim=bad header.i=\"@b.example\" header.b=a/b")
+	f.Fuzz(func(t *testing.T, one, two string) {
+		header := append([]field{{authResField, one}, {authResField, two}}, fields(sent)...)
+		trusted := []string{"mx.example"}
+		u := readUpstream(header, trusted, mailFrom, signaturesOf(header))
+		if u.spf.Domain != mailFrom.Domain || len(u.dkim) > authres.MaxResults {
+			t.Fatalf("%+v", u)
+		}
+		if !slices.Contains([]string{"", "none", "pass", "fail"}, u.arc) {
+			t.Fatal(u.arc)
+		}
+		for _, s := range u.dkim {
+			domain, err := ruapost.ParseDomain(s.domain)
+			selector, errS := ruapost.ParseDomain(s.selector + "._domainkey")
+			if err != nil || domain != s.domain || s.selector != "" && (errS != nil || selector != s.selector+"._domainkey") {
+				t.Fatalf("%+v", s)
+			}
+			if s.result == ruapost.AuthSoftfail || s.result == ruapost.AuthNone { // not of a signature
+				t.Fatalf("%+v", s)
+			}
+		}
+		// Nobody but who is trusted adds a pass, and nothing below Received.
+		if !authres.ClaimsToBe(one, trusted[0]) && !authres.ClaimsToBe(two, trusted[0]) && u.found {
+			t.Fatalf("found %+v", u)
+		}
+		below := append([]field{{"Received", "x"}}, header...)
+		if b := readUpstream(below, trusted, mailFrom, nil); b.found || b.arc != "" || b.spf.Result != ruapost.AuthTemperror || b.dkim != nil {
+			t.Fatalf("below Received: %+v", b)
+		}
+	})
+}
