@@ -121,6 +121,13 @@ func TestEvaluate(t *testing.T) {
 			want: ResultPass, alignedSPF: true, org: "one.example", asked: []string{"a.one.example", "one.example", "example", "b.one.example"},
 		},
 		{
+			name: "an organization of 8 labels, which a walk from below does not ask about", author: "b.c.d.e.f.g.h.example",
+			records: []string{"_dmarc.b.c.d.e.f.g.h.example v=DMARC1; p=none; psd=n", "_dmarc.c.d.e.f.g.h.example v=DMARC1; p=none; psd=y"},
+			dkim:    dkim{dkimResult("a.b.c.d.e.f.g.h.example", "pass")}, spf: noSPF,
+			want: ResultPass, alignedDKIM: true, org: "b.c.d.e.f.g.h.example",
+			asked: []string{"b.c.d.e.f.g.h.example", "a.b.c.d.e.f.g.h.example", "c.d.e.f.g.h.example"},
+		},
+		{
 			name: "the public suffix domain itself signs", records: bank, author: "giant.bank.example",
 			dkim: dkim{dkimResult("bank.example", "pass")}, spf: noSPF, want: ResultFail, org: "giant.bank.example",
 		},

@@ -313,6 +313,15 @@ func TestEvaluateByList(t *testing.T) {
 	}
 }
 
+// RFC 7489 6.6.3 step 3: the organizational domain is asked "if different".
+func TestEvaluateByListAsksOnce(t *testing.T) {
+	zone := new(fakeZone)
+	v := (&Evaluator{Resolver: zone, Suffixes: suffixes(t)}).Evaluate(t.Context(), "example.com", nil, ruapost.SPFResult{})
+	if v.Result != ResultNone || len(zone.asked) != 1 {
+		t.Errorf("%s after asking %q", v.Result, zone.asked)
+	}
+}
+
 func TestPolicyPublishedByList(t *testing.T) {
 	r, _ := startDNS(t, "_dmarc.example.com v=DMARC1; p=reject; sp=quarantine; np=none; t=y; psd=y; pct=40; ri=3600; rua=mailto:a@example.com")
 	p, err := policyOf(t, &Evaluator{Resolver: r, Suffixes: suffixes(t)}, "a.example.com")
