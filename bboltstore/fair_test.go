@@ -2,80 +2,135 @@ package bboltstore
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
-	"golang.org/x/sys/unix"
 )
 
-// Whoever has let the file go, and wants it again at once, does not get in front of one
-// that waits for it.
-func TestTurnstile(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "db")
-	s := openStore(t, path)
-	greedy, err := open(path)
-	if err != nil {
-		t.Fatal(err)
+// However busy the others are, whoever wants the file gets it soon. What counts is
+// turns: how long one takes is the disk's business. A turn of this test ends when all
+// others wait for theirs, so that none is late because the machine is busy.
+func TestFairness(t *testing.T) {
+	for name, c := range map[string]struct{ writers, readers int }{
+		"two writers and a reporter": {2, 1},
+		"five writers":               {5, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "db")
+			ts := &turns{stores: c.writers + c.readers}
+			var stores []*Store
+			for range ts.stores {
+				stores = append(stores, openStore(t, path))
+			}
+			for who, s := range stores {
+				if who < c.writers {
+					ts.write(who, s)
+				} else {
+					ts.read(t, who, s)
+				}
+			}
+			const each = 60
+			who := ts.end(t, each*ts.stores)
+			for i := range who[1:] {
+				if who[i] == who[i+1] {
+					t.Errorf("turn %d: %d had the file again while others waited", i, who[i])
+				}
+			}
+			for w := range stores {
+				had, longest := waits(who, w)
+				if had < each/2 || had > 2*each || longest > 10*ts.stores {
+					t.Errorf("%d had %d of %d turns, and waited for up to %d of the others'", w, had, len(who), longest)
+				}
+			}
+		})
 	}
-	for i := range 100 {
-		var served atomic.Bool
-		done := make(chan error, 1)
-		go func() {
-			done <- s.view(context.Background(), func(*bolt.Tx) error {
-				served.Store(true)
-				return nil
-			})
-		}()
-		waitForWaiter(t, path)
-		if err := unix.Flock(int(greedy.file.Fd()), unix.LOCK_UN); err != nil {
-			t.Fatal(err)
+}
+
+// waits returns how many turns w had, and for how many others it waited at most.
+func waits(who []int, w int) (had, longest int) {
+	for i := 0; i < len(who); had++ {
+		n := slices.Index(who[i:], w)
+		if n < 0 {
+			return had, max(longest, len(who)-i)
 		}
-		again, err := open(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !served.Load() {
-			t.Fatalf("round %d: who waited was passed over", i)
-		}
-		greedy.Close()
-		greedy = again
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
+		longest = max(longest, n)
+		i += n + 1
 	}
-	if err := greedy.Close(); err != nil {
-		t.Error(err)
-	}
+	return had, longest
 }
 
 // turns tells who had the file, turn by turn.
 type turns struct {
-	mu   sync.Mutex
-	who  []int
-	last *bolt.DB // of the turn that is under way: each opens the file anew
-	done bool     // nobody needs to be busy any more
+	stores int
+
+	mu      sync.Mutex
+	who     []int
+	last    *bolt.DB // of the turn that is under way: each opens the file anew
+	ended   bool     // nobody needs to want the file any more
+	readers sync.WaitGroup
 }
 
-// keepBusy makes a store one that always has something to write: whenever it comes to
-// do something, the next call and the next row are already there.
-func (ts *turns) keepBusy(t *testing.T, who int, path string) {
-	s := openStore(t, path)
-	ended, cancel := context.WithCancel(context.Background())
-	cancel()
+// take notes whose turn it is and comes back when all others wait for theirs. It says
+// whether to go on.
+func (ts *turns) take(who int, tx *bolt.Tx) bool {
+	ts.mu.Lock()
+	if ts.last != tx.DB() {
+		ts.last = tx.DB()
+		ts.who = append(ts.who, who)
+	}
+	ts.mu.Unlock()
+	for {
+		_, ended := ts.state()
+		if ended || waiting() == ts.stores-1 {
+			return !ended
+		}
+		time.Sleep(100 * time.Microsecond)
+	}
+}
+
+func (ts *turns) state() (had int, ended bool) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	return len(ts.who), ts.ended
+}
+
+// waiting is how many locks of files this process waits for.
+func waiting() int {
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		panic(err)
+	}
+	n, self := 0, strconv.Itoa(os.Getpid())
+	for line := range strings.Lines(string(locks)) {
+		// 7: -> FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF
+		if f := strings.Fields(line); len(f) > 5 && f[1] == "->" && f[2] == "FLOCK" && f[5] == self {
+			n++
+		}
+	}
+	return n
+}
+
+// write makes a store one that always has something to write: whenever it comes to do
+// something, the next call and the next row are already there.
+func (ts *turns) write(who int, s *Store) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel() // does not wait
 	var enqueue func()
 	again := func(tx *bolt.Tx) error {
-		if ts.note(who, tx.DB()) {
+		if ts.take(who, tx) {
 			enqueue()
 		}
 		return nil
 	}
 	enqueue = func() {
-		s.RecordEvaluation(ended, evaluation("example.com", byte(who)))
+		s.RecordEvaluation(ctx, evaluation("example.com", byte(who)))
 		s.mu.Lock()
 		s.calls = append(s.calls, &call{fn: again, done: make(chan error, 1)})
 		s.mu.Unlock()
@@ -84,82 +139,36 @@ func (ts *turns) keepBusy(t *testing.T, who int, path string) {
 	enqueue()
 }
 
-// note is called by who has the file open. It says whether to stay busy.
-func (ts *turns) note(who int, db *bolt.DB) bool {
-	ts.mu.Lock()
-	defer ts.mu.Unlock()
-	if db != ts.last {
-		ts.who = append(ts.who, who)
-		ts.last = db
-	}
-	return !ts.done
-}
-
-func (ts *turns) count() int {
-	ts.mu.Lock()
-	defer ts.mu.Unlock()
-	return len(ts.who)
-}
-
-// finish returns how many turns each of the writers has had, and how many others at
-// most came between two of them.
-func (ts *turns) finish(writers int) (had, longest []int) {
-	ts.mu.Lock()
-	defer ts.mu.Unlock()
-	ts.done = true
-	had, longest = make([]int, writers), make([]int, writers)
-	for who := range writers {
-		last := -1
-		for i, w := range append(slices.Clone(ts.who), who) {
-			if w == who {
-				had[who]++
-				longest[who] = max(longest[who], i-last-1)
-				last = i
+// read makes one call after the other, as Groups and Rows do.
+func (ts *turns) read(t *testing.T, who int, s *Store) {
+	ts.readers.Go(func() {
+		for more := true; more; {
+			err := s.view(context.Background(), func(tx *bolt.Tx) error {
+				more = ts.take(who, tx)
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+				return
 			}
 		}
-	}
-	return had, longest
+	})
 }
 
-// However busy writers are, who comes now and then, as the reporter does, gets the file
-// soon, and they share the rest. What counts is turns: a turn takes as long as it takes.
-func TestNobodyStarves(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "db")
-	reporter := openStore(t, path)
-	mustRecord(t, reporter, evaluation("example.com", 0))
-	id := groups(t, reporter, noon.Add(24*time.Hour))[0].ID
-	var ts turns
-	for who := range 2 {
-		ts.keepBusy(t, who, path)
-	}
-	const calls = 50
-	before, longest := ts.count(), 0
-	for i := range calls {
-		began := ts.count()
-		if i%2 == 0 {
-			groups(t, reporter, noon)
-		} else {
-			counts(t, reporter, id)
-		}
-		longest = max(longest, ts.count()-began)
-	}
-	all := ts.count() - before
-	for ts.count() < 300 {
-		groups(t, reporter, noon)
-	}
-	had, l := ts.finish(2)
-	t.Logf("longest %d, all %d, had %v, writers longest %v", longest, all, had, l)
-}
-
-func TestFiveWritersShare(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "db")
-	var ts turns
-	for who := range 5 {
-		ts.keepBusy(t, who, path)
-	}
-	for ts.count() < 300 {
+// end waits for n turns, lets everybody go and returns them.
+func (ts *turns) end(t *testing.T, n int) []int {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for had, _ := ts.state(); had < n && time.Now().Before(deadline); had, _ = ts.state() {
 		time.Sleep(time.Millisecond)
 	}
-	had, l := ts.finish(5)
-	t.Logf("had %v, writers longest %v", had, l)
+	ts.mu.Lock()
+	ts.ended = true
+	who := slices.Clone(ts.who)
+	ts.mu.Unlock()
+	ts.readers.Wait()
+	if len(who) < n {
+		t.Fatalf("%d turns in a minute, want %d", len(who), n)
+	}
+	return who[:n]
 }
