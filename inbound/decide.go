@@ -46,6 +46,15 @@ func (j *judgement) decide() decision {
 		return decision{disposition: ruapost.DispositionPass} // RFC 9990 Appendix A
 	}
 	var d decision
+	if j.result != dmarc.ResultFail {
+		// RFC 9989 5.3.6: neither pass nor fail, the policy cannot be applied.
+		if j.msg.config.DeferTemperror && j.policy.Effective != ruapost.DispositionNone {
+			return decision{deferred: true}
+		}
+		d.disposition = ruapost.DispositionNone
+		d.because(ruapost.OverrideLocalPolicy, "no verdict: "+string(j.result))
+		return d
+	}
 	wanted, sampledOut := j.policy.Sample(j.msg.service.draw())
 	if j.policy.Effective != j.policy.Requested {
 		d.because(ruapost.OverridePolicyTestMode, "")
@@ -55,15 +64,6 @@ func (j *judgement) decide() decision {
 	}
 	if wanted == ruapost.DispositionNone {
 		d.disposition = ruapost.DispositionNone
-		return d
-	}
-	if j.result != dmarc.ResultFail {
-		// RFC 9989 5.3.6: neither pass nor fail, the policy cannot be applied.
-		if j.msg.config.DeferTemperror {
-			return decision{deferred: true}
-		}
-		d.disposition = ruapost.DispositionNone
-		d.because(ruapost.OverrideLocalPolicy, "no verdict: "+string(j.result))
 		return d
 	}
 	if exception, ok := j.exception(); ok {
