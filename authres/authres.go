@@ -33,7 +33,7 @@ type Field struct {
 	// of software that writes none.
 	ID string
 	// Version is that of the field's grammar, 1 if it names none. Of a field with
-	// another one nothing else is known (RFC 8601 2.5).
+	// another one nothing else is known (RFC 8601 2.6).
 	Version int
 	// Results are in the order of the field. There are none if it says "none".
 	Results []Result
@@ -123,7 +123,7 @@ func (r *reader) head(f *Field) (more bool, err error) {
 	// Or it was the first result's method, and there is no authserv-id.
 	r.rest = rest
 	first := *r
-	if _, _, ok := first.method(); !ok || f.Version != 1 {
+	if _, _, ok := first.method(); !ok {
 		return false, errBehindID
 	}
 	return true, nil

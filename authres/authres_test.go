@@ -51,8 +51,8 @@ func TestParse(t *testing.T) {
 				"  policy (A dot can go here) . (like that) expired\n  (this surprised me) = (as I wasn't expecting it) 1362471462",
 			Field{ID: "foo.example.net", Results: []Result{result("dkim", "fail", "", "policy.expired", "1362471462")}},
 		},
-		"RFC 8601 2.5, another version":         {" example.org 2; dkim=pass header.d=example.com", Field{ID: "example.org", Version: 2}},
-		"RFC 8601 2.7, another method version":  {" example.org; dkim/2=pass header.d=a.example; spf/1=fail", Field{ID: "example.org", Results: []Result{result("spf", "fail", "")}}},
+		"RFC 8601 2.6, another version":         {" example.org 2; dkim=pass header.d=example.com", Field{ID: "example.org", Version: 2}},
+		"RFC 8601 2.6, another method version":  {" example.org; dkim/2=pass header.d=a.example; spf/1=fail", Field{ID: "example.org", Results: []Result{result("spf", "fail", "")}}},
 		"quoted authserv-id":                    {` "example.org" 1; spf=none`, Field{ID: "example.org", Results: []Result{result("spf", "none", "")}}},
 		"semicolon in a comment":                {" example.org; spf=pass (a; dkim=pass (b;) \\) ;) smtp.helo=c.example", Field{ID: "example.org", Results: []Result{result("spf", "pass", "", "smtp.helo", "c.example")}}},
 		"semicolon in a quoted string":          {` example.org; spf=pass smtp.mailfrom="a; dkim=pass header.d=x (\""@b.example`, Field{ID: "example.org", Results: []Result{result("spf", "pass", "", "smtp.mailfrom", `a; dkim=pass header.d=x ("@b.example`)}}},
@@ -60,6 +60,7 @@ func TestParse(t *testing.T) {
 		"nothing behind the authserv-id":        {" example.org", Field{ID: "example.org"}},
 		"empty results":                         {" example.org;; spf=pass ; ;", Field{ID: "example.org", Results: []Result{result("spf", "pass", "")}}},
 		"no result of its method":               {" example.org; dkim=; spf=(c); arc=pass", Field{ID: "example.org", Results: []Result{result("arc", "pass", "")}}},
+		"properties that are none":              {" example.org; dkim=pass header.=x .d=x header.d header.d=example.com", Field{ID: "example.org", Results: []Result{result("dkim", "pass", "", "header.d", "example.com")}}},
 		"folded inside a reason":                {" example.org; dkim=fail reason=\"body\n\thash\"", Field{ID: "example.org", Results: []Result{result("dkim", "fail", "body\n\thash")}}},
 		"the same property twice":               {" example.org; dkim=pass header.d=a.example header.d=b.example", Field{ID: "example.org", Results: []Result{result("dkim", "pass", "", "header.d", "a.example", "header.d", "b.example")}}},
 		"CVE-2020-12272, comment inside a name": {" example.org; dkim=pass header.d=legit.example(.attack.example) header.s=x", Field{ID: "example.org", Results: []Result{result("dkim", "pass", "", "header.d", "legit.example(", "header.s", "x")}}},
@@ -227,6 +228,9 @@ func TestBounds(t *testing.T) {
 			r.Properties = append(r.Properties, Property{"header", "d", strings.Repeat(`"`, MaxValue)})
 		}
 		many.Results = append(many.Results, r)
+	}
+	if n := strings.Count((&Field{ID: "a", Results: many.Results[:1]}).Format(), "header.d"); n != MaxProperties {
+		t.Errorf("%d properties written", n)
 	}
 	if f, err = Parse(many.Format()); err != nil || len(f.Results) == 0 || len(f.Results[0].Properties) != MaxProperties {
 		t.Errorf("%+v, %v", f, err)

@@ -449,6 +449,13 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if path := os.Getenv("BBOLTSTORE_TEST_UNPRIVILEGED"); path != "" {
+		if err := recordUnprivileged(path); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	if path := os.Getenv("BBOLTSTORE_TEST_WRITER"); path != "" {
 		write(path)
 		return

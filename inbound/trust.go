@@ -112,8 +112,7 @@ func (u *upstream) spfResult(results []authres.Result) (result ruapost.AuthResul
 // domainIn returns the domain of a property, which is an address, "@" and a domain, or
 // a domain; empty if it is none of these.
 func domainIn(value string) string {
-	value = strings.TrimSuffix(strings.TrimPrefix(value, "<"), ">")
-	return domainOf("@" + value[strings.LastIndexByte(value, '@')+1:])
+	return domainOf("@" + strings.TrimSuffix(strings.TrimPrefix(value, "<"), ">"))
 }
 
 // readDKIM takes the results of signatures. Those that lack the domain count as if

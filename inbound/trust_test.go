@@ -151,7 +151,7 @@ Authentication-Results: mx.example; dkim=pass header.i=@mail.example.com header.
 		"Microsoft, no authserv-id": {
 			"Authentication-Results: spf=pass (sender IP is 192.0.2.10)\n smtp.mailfrom=example.com; mx.example; dkim=pass header.d=example.com", "nothing; spf=temperror; dkim=temperror example.com/k2026",
 		},
-		"RFC 8601 2.5, another version": {
+		"RFC 8601 2.6, another version": {
 			"Authentication-Results: mx.example 2; spf=pass smtp.mailfrom=example.com", "nothing; spf=temperror; dkim=temperror example.com/k2026",
 		},
 		"no-result":      {"Authentication-Results: mx.example; none", "nothing; spf=temperror; dkim=temperror example.com/k2026"},
