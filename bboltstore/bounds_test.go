@@ -1,8 +1,11 @@
 package bboltstore
 
 import (
+	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -84,6 +87,71 @@ func TestForgedSourcesLeaveRoom(t *testing.T) {
 		if sum != g.Listed {
 			t.Errorf("%s: rows count %d, listed %d", name, sum, g.Listed)
 		}
+	}
+}
+
+// Nor does it matter what of its messages a forger makes anew each time: a /64 has more
+// addresses than any bound, and names are of 253 octets. What the domain itself sends,
+// and others, is listed and counted exactly; so is the total.
+func TestForgedDetailsLeaveRoom(t *testing.T) {
+	const flood, each = 3000, 10
+	long := func(i int) string { return fmt.Sprintf("%[1]s.%[1]s.%[1]s.%061d", strings.Repeat("x", 63), i) }
+	for name, c := range map[string]struct {
+		bounds bounds
+		forge  func(r *ruapost.DMARCResult, i int)
+	}{
+		"addresses of a /64": {bounds{20, 50, 8, 40, 1 << 20, 1000, 1 << 20}, func(r *ruapost.DMARCResult, i int) {
+			a := netip.MustParseAddr("2001:db8::").As16()
+			binary.BigEndian.PutUint64(a[8:], uint64(i)*0x9e3779b97f4a7c15) // all over it
+			r.SourceIP = netip.AddrFrom16(a)
+		}},
+		"names in HELO": {bounds{20, 50, 8, 1000, 20_000, 1000, 1 << 20}, func(r *ruapost.DMARCResult, i int) {
+			r.EnvelopeFrom, r.SPF = "", ruapost.SPFResult{Domain: long(i), Helo: true, Result: ruapost.AuthNone}
+		}},
+		"names of envelope senders": {bounds{20, 50, 8, 1000, 1 << 20, 40, 1 << 20}, func(r *ruapost.DMARCResult, i int) {
+			r.EnvelopeFrom, r.SPF = long(i), ruapost.SPFResult{Domain: long(i), Result: ruapost.AuthPass}
+		}},
+		"signatures": {bounds{20, 50, 8, 1000, 1 << 20, 1000, 20_000}, func(r *ruapost.DMARCResult, i int) {
+			r.DKIM = []ruapost.DKIMResult{{Domain: long(i), Selector: long(-i), Result: ruapost.AuthPass}}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := small(t, c.bounds)
+			ended, cancel := context.WithCancel(t.Context())
+			cancel()
+			for i := range flood {
+				e := forged("example.com", 200)
+				c.forge(&e.Result, i)
+				if err := s.RecordEvaluation(ended, e); err != nil && !errors.Is(err, ErrQueued) {
+					t.Fatal(err)
+				}
+				if i%(flood/each) == 0 {
+					mustRecord(t, s, evaluation("example.com", 1), evaluation("example.org", 1))
+				}
+			}
+			late := evaluation("example.com", 2)
+			mustRecord(t, s, late, evaluation("example.net", 1))
+
+			gs := groups(t, s, noon.Add(24*time.Hour))
+			if len(gs) != 3 || gs[0].Total != flood+each+1 || gs[1].Total != 1 || gs[2].Total != each {
+				t.Fatalf("groups %+v", gs)
+			}
+			own, org := counts(t, s, gs[0].ID), counts(t, s, gs[2].ID)
+			if own["192.0.2.1"] != each || own["192.0.2.2"] != 1 || org["192.0.2.1"] != each {
+				t.Errorf("honest rows: %v, %v", own, org)
+			}
+			if n := gs[0].Listed - each - 1; n < 5 || n > 25 {
+				t.Errorf("%d forged messages are listed", n)
+			}
+			st, err := s.Stats(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if st.Rows > 30 || st.RowBytes > 20_000 || st.FileBytes > 256<<10 {
+				t.Errorf("the file holds %+v", st)
+			}
+			checkStore(t, s)
+		})
 	}
 }
 
