@@ -17,6 +17,13 @@ import (
 	"testing"
 )
 
+var (
+	fieldStart = regexp.MustCompile(`\n([^ \t])`)
+	sixty      = regexp.MustCompile(".{60}")
+	blanks     = regexp.MustCompile(`[ \t]+`)
+	blankAtEnd = regexp.MustCompile(` (\n|$)`)
+)
+
 // message is a message under construction.
 type message struct {
 	header []Field
@@ -26,7 +33,7 @@ type message struct {
 // parseMessage takes a message apart. It keeps the folds as they are.
 func parseMessage(raw string) (m message) {
 	header, body, _ := strings.Cut(strings.ReplaceAll(raw, "\r\n", "\n"), "\n\n")
-	header = regexp.MustCompile(`\n([^ \t])`).ReplaceAllString(header, "\x00$1")
+	header = fieldStart.ReplaceAllString(header, "\x00$1")
 	for _, f := range strings.Split(strings.TrimSuffix(header, "\n"), "\x00") {
 		if name, value, ok := strings.Cut(f, ":"); ok {
 			m.header = append(m.header, Field{name, strings.ReplaceAll(value, "\n", "\r\n")})
@@ -168,14 +175,14 @@ func (s sealer) sign(data string) string {
 	if err != nil {
 		panic(err)
 	}
-	return regexp.MustCompile(".{60}").ReplaceAllString(base64.StdEncoding.EncodeToString(b), "$0\r\n ")
+	return sixty.ReplaceAllString(base64.StdEncoding.EncodeToString(b), "$0\r\n ")
 }
 
 func naiveBody(body string, relaxed bool) string {
 	body = strings.ReplaceAll(body, "\r\n", "\n")
 	if relaxed {
-		body = regexp.MustCompile(`[ \t]+`).ReplaceAllString(body, " ")
-		body = regexp.MustCompile(` (\n|$)`).ReplaceAllString(body, "$1")
+		body = blanks.ReplaceAllString(body, " ")
+		body = blankAtEnd.ReplaceAllString(body, "$1")
 	}
 	body = strings.TrimRight(body, "\n")
 	if body != "" || !relaxed {
@@ -188,7 +195,7 @@ func naiveField(f Field, relaxed bool) string {
 	if !relaxed {
 		return f.Name + ":" + f.Value
 	}
-	value := regexp.MustCompile(`[ \t]+`).ReplaceAllString(strings.ReplaceAll(f.Value, "\r\n", ""), " ")
+	value := blanks.ReplaceAllString(strings.ReplaceAll(f.Value, "\r\n", ""), " ")
 	return strings.ToLower(f.Name) + ":" + strings.Trim(value, " ")
 }
 
