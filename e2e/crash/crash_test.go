@@ -1,6 +1,7 @@
-// Package crash kills the three programs while they work, again and again, and then
-// compares what was reported with what really happened. It needs neither Postfix nor
-// root.
+// Package crash kills the three programs while they work, again and again, or gives
+// them a disk that is far too slow, and then compares what was reported or recorded
+// with what really happened. It needs neither Postfix nor root, but strace(1) for the
+// slow disk.
 package crash
 
 import (
@@ -8,6 +9,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -43,6 +45,7 @@ const (
 	// their owners: the agreement of the place that their records name names it.
 	everybody    = "all@third.example"
 	smtpSessions = 4 // at a time
+	perSession   = 5 // messages
 	senders      = 2 // of TLSRPT datagrams
 )
 
@@ -55,6 +58,14 @@ func TestMain(m *testing.M) {
 			os.Exit(75)
 		}
 		os.Exit(0)
+	}
+	if _, err := exec.LookPath("strace"); err != nil {
+		if os.Getenv("RUAPOST_E2E") == "require" {
+			fmt.Fprintln(os.Stderr, "e2e/crash: no strace; run e2e/setup.sh")
+			os.Exit(1)
+		}
+		fmt.Println("e2e/crash: TestSlowDisk skipped: no strace; run e2e/setup.sh")
+		flag.Set("test.skip", "^TestSlowDisk$")
 	}
 	os.Exit(m.Run())
 }
@@ -79,7 +90,7 @@ type lives struct {
 	t       *testing.T
 	dir     string
 	config  string
-	metrics string // where the TLS policy daemon serves its metrics
+	metrics string // the address of which the programs have a port each
 	dns     *dnstest.Server
 	ctx     context.Context // of the load
 	// alive counts the programs that have not been killed often enough, killed the
@@ -100,7 +111,9 @@ type lives struct {
 func domain(i int) string { return fmt.Sprintf("d%d.example", i) }
 
 func TestKilledPrograms(t *testing.T) {
-	l := newLives(t)
+	// The answer to a message waits for the disk here: what was answered must be in
+	// the reports.
+	l := newLives(t, 30*time.Second)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	l.ctx = ctx
@@ -122,7 +135,7 @@ func TestKilledPrograms(t *testing.T) {
 	l.check()
 }
 
-func newLives(t *testing.T) *lives {
+func newLives(t *testing.T, recordTimeout time.Duration) *lives {
 	t.Helper()
 	dns, err := dnstest.Start("127.0.0.1:0")
 	if err != nil {
@@ -154,14 +167,12 @@ func newLives(t *testing.T) *lives {
 	}
 	// An address of its own on loopback, so that nobody else has the port.
 	metrics := fmt.Sprintf("127.83.%d.%d", os.Getpid()>>8&0xff, max(1, os.Getpid()&0xfe))
-	l := &lives{t: t, dir: dir, dns: dns, config: filepath.Join(dir, "ruapost.toml"), metrics: "http://" + metrics + ":9185/metrics"}
+	l := &lives{t: t, dir: dir, dns: dns, config: filepath.Join(dir, "ruapost.toml"), metrics: metrics}
 	l.killed = map[string]*atomic.Int64{"milter": {}, "tlspolicy": {}, "reporter": {}}
-	// The answer to a message waits for the disk here: what was answered must be in
-	// the reports.
 	text := fmt.Sprintf(`report_domain = "receiver.example"
 [store]
 path = "%[1]s/db"
-record_timeout = "30s"
+record_timeout = "%[5]s"
 [dns]
 servers = [%[2]q]
 [milter]
@@ -177,7 +188,7 @@ sendmail = [%[3]q, "sendmail", "%[1]s/mails"]
 outbox = "%[1]s/outbox"
 [metrics]
 listen = "tcp:%[4]s:9184"
-`, dir, dns.Addr, os.Args[0], metrics)
+`, dir, dns.Addr, os.Args[0], metrics, recordTimeout)
 	if err := os.WriteFile(l.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -221,7 +232,7 @@ func (l *lives) live(program string) {
 		select {
 		case <-time.After(5*time.Millisecond + rand.N(longest)):
 			if program == "tlspolicy" {
-				l.recorded.Add(l.askRecorded())
+				l.recorded.Add(l.metric(9185, "ruapost_store_records_total"))
 			}
 			cmd.Process.Kill()
 			<-ended
@@ -239,17 +250,17 @@ func (l *lives) live(program string) {
 	}
 }
 
-// askRecorded returns how many sessions the TLS policy daemon has recorded in this
-// life, 0 if it does not say so soon.
-func (l *lives) askRecorded() int64 {
+// metric returns what the program with this port has counted in this life, 0 if it does
+// not say so soon.
+func (l *lives) metric(port int, name string) int64 {
 	client := http.Client{Timeout: 200 * time.Millisecond, Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Get(l.metrics)
+	resp, err := client.Get(fmt.Sprintf("http://%s:%d/metrics", l.metrics, port))
 	if err != nil {
 		return 0
 	}
 	defer resp.Body.Close()
 	for sc := bufio.NewScanner(resp.Body); sc.Scan(); {
-		if value, ok := strings.CutPrefix(sc.Text(), "ruapost_store_records_total "); ok {
+		if value, ok := strings.CutPrefix(sc.Text(), name+" "); ok {
 			n, err := strconv.ParseFloat(value, 64)
 			if err != nil {
 				l.t.Error(err)
@@ -284,7 +295,7 @@ func (l *lives) session(d int) error {
 	if _, err := s.Helo("client.example"); err != nil {
 		return err
 	}
-	for range 5 {
+	for range perSession {
 		if _, err := s.Mail("a@"+domain(d), nil); err != nil {
 			return err
 		}
@@ -298,8 +309,12 @@ func (l *lives) session(d int) error {
 			return err
 		}
 		l.attempted[d].Add(1)
-		if _, _, err := s.End(); err != nil {
+		_, action, err := s.End()
+		if err != nil {
 			return err
+		}
+		if action.Code != milter.ActAccept && action.Code != milter.ActContinue {
+			l.t.Errorf("the message was answered %q", action.Code)
 		}
 		l.answered[d].Add(1)
 	}
