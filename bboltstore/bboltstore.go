@@ -79,7 +79,7 @@ const (
 	// times what opening it took if its list of free pages is long, up to maxHold.
 	// Whoever was answered often has the next row at once, so that a busy program has
 	// more to write if linger is allowed for; that saves most of the openings.
-	minHold    = 5 * time.Millisecond
+	minHold    = 10 * time.Millisecond
 	maxHold    = 100 * time.Millisecond
 	holdFactor = 4
 	linger     = 50 * time.Microsecond

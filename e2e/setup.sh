@@ -1,8 +1,9 @@
 #!/bin/sh
 # Prepares a Debian 12 or 13 host for the tests in this folder: one folder with
 # Debian 12's Postfix (3.7) and one with Debian 13's (3.10, with TLSRPT), each a
-# small Debian of its own, so that a Postfix of the host is never touched.
-# Run as root. The first time it takes one or two minutes and 360 MB.
+# small Debian of its own, with OpenDKIM, so that a Postfix of the host is never
+# touched; and strace(1) on the host, which slows down a disk.
+# Run as root. The first time it takes one or two minutes and 400 MB.
 #
 #   RUAPOST_E2E_ROOT    where the folders are kept, default /var/cache/ruapost-e2e
 #   RUAPOST_E2E_MIRROR  the Debian mirror, default the one that apt uses here
@@ -19,7 +20,7 @@ fail() {
 [ -e /etc/debian_version ] || fail "needs a Debian host"
 
 missing=
-for need in debootstrap:debootstrap ip:iproute2; do
+for need in debootstrap:debootstrap ip:iproute2 strace:strace; do
 	command -v "${need%:*}" >/dev/null || missing="$missing ${need#*:}"
 done
 if [ -n "$missing" ]; then
@@ -49,10 +50,11 @@ proxies() {
 }
 
 # root makes the folder $cache/$1 with Debian release $1 and the packages $2. The
-# name is only given once it is complete, so an interrupted run is redone.
+# name is only given once it is complete, so an interrupted run is redone, as is one
+# for other packages.
 root() {
 	release=$1 packages=$2
-	[ -d "$cache/$release" ] && return
+	[ "$(cat "$cache/$release/packages" 2>/dev/null)" = "$packages" ] && return
 	echo "e2e/setup.sh: installing Debian $release with Postfix in $cache/$release" >&2
 	mkdir -p "$cache"
 	new=$cache/$release.new
@@ -62,6 +64,8 @@ root() {
 		fail "debootstrap $release failed, see $cache/$release.log"
 	fi
 	rm -rf "$new"/var/cache/apt/archives/*.deb "$new"/var/lib/apt/lists/*
+	echo "$packages" >"$new/packages"
+	rm -rf "${cache:?}/$release"
 	mv "$new" "$cache/$release"
 }
 
@@ -70,5 +74,5 @@ eval "$(proxies)"
 mkdir -p "$cache"
 exec 9>"$cache/lock"
 flock 9
-root bookworm postfix,ca-certificates
-root trixie postfix,libtlsrpt0,ca-certificates
+root bookworm postfix,opendkim,ca-certificates
+root trixie postfix,libtlsrpt0,opendkim,ca-certificates

@@ -70,13 +70,20 @@ type rowAddition struct {
 	data  []byte
 }
 
-// write commits batches of size records until ctx ends.
-func (b *baseline) write(ctx context.Context, size int, r *result) error {
+// write commits batches of size records, what that many writers would record, until
+// ctx ends.
+func (b *baseline) write(ctx context.Context, writers, size int, r *result) error {
 	batches := make(chan map[groupName]*addition)
 	go func() {
 		defer close(batches)
-		next := (&job{}).sources()(0)
-		for ctx.Err() == nil {
+		// As with writers that take turns, each batch is one writer's. How much is in
+		// the file decides how scattered the pages are that a commit writes.
+		sources := make([]func() (int, *ruapost.Evaluation), writers)
+		for n := range sources {
+			sources[n] = (&job{Number: n}).sources()(0)
+		}
+		for n := 0; ctx.Err() == nil; n++ {
+			next := sources[n%writers]
 			batch := map[groupName]*addition{}
 			for range size {
 				_, e := next()

@@ -44,6 +44,7 @@ const (
 type job struct {
 	Role    role
 	Number  int // of the writer, from 0
+	Writers int // whose messages the single process records
 	Path    string
 	Ledger  string // the reporter's, see there
 	Rate    int
@@ -130,7 +131,7 @@ func (j *job) prepare() (work func(context.Context, *result) error, done func() 
 		if err != nil {
 			return nil, nil, err
 		}
-		return func(ctx context.Context, r *result) error { return b.write(ctx, j.Batch, r) }, b.db.Close, nil
+		return func(ctx context.Context, r *result) error { return b.write(ctx, j.Writers, j.Batch, r) }, b.db.Close, nil
 	}
 	s, err := bboltstore.Open(j.Path)
 	if err != nil {

@@ -40,7 +40,7 @@ type outcome struct {
 
 func (l *load) jobs(path string) []job {
 	if l.single {
-		return []job{{Role: roleSingle, Path: path, Batch: l.batch, Time: l.time}}
+		return []job{{Role: roleSingle, Path: path, Writers: l.writers, Batch: l.batch, Time: l.time}}
 	}
 	var jobs []job
 	for n := range l.writers {

@@ -21,7 +21,8 @@
 //	-reporter     one more process makes, reads and deletes reports all the time
 //	-compactor    one more process compacts the file all the time
 //	-mode M       "store", or "single": one process that keeps plain bbolt open for ever
-//	              and commits batches of -batch records, the measure to compare with
+//	              and commits batches of -batch records of the writers, the measure to
+//	              compare with
 //	-slow         a slow disk: every fdatasync takes 10 ms longer, and a commit has two;
 //	              needs strace(1)
 //	-dir DIR      where to put the folder for temporary files, which decides on the disk

@@ -119,7 +119,7 @@ func TestRun(t *testing.T) {
 	for name, l := range map[string]load{
 		"saturated": {writers: 2, batch: 10},
 		"at a rate": {writers: 2, batch: 5, rate: 500, rows: 1500, reporter: true, compactor: true},
-		"single":    {single: true, batch: 10},
+		"single":    {single: true, writers: 2, batch: 10},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "db")
