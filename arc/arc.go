@@ -93,6 +93,16 @@ type Set struct {
 	RemoteIP netip.Addr
 }
 
+// Sets returns the sets of a chain that somebody else has validated; none if there is no
+// chain or its structure is broken.
+func Sets(fields []Field) []Set {
+	chain, err := parseChain(fields)
+	if err != nil {
+		return nil
+	}
+	return publicSets(chain)
+}
+
 // Verifier validates the chain of one message. A nil Verifier is that of a message
 // without a chain. It must be ended by Finish or Abandon.
 type Verifier struct {
@@ -158,7 +168,7 @@ func (v *Verifier) Finish(ctx context.Context) *Result {
 		return &Result{Status: ruapost.AuthNone}
 	}
 	defer v.cancel()
-	r := &Result{Status: ruapost.AuthPass, Sets: v.sets()}
+	r := &Result{Status: ruapost.AuthPass, Sets: publicSets(v.chain)}
 	if err := v.validate(ctx); err != nil {
 		r.Status, r.Reason = ruapost.AuthFail, err.Error()
 		return r
@@ -216,9 +226,9 @@ func (v *Verifier) verifyMessage(ctx context.Context, instance int, m *messageSi
 	return v.keys[m.keyName].verify(ctx, &m.signature, v.messageDigest(instance, m))
 }
 
-func (v *Verifier) sets() []Set {
-	sets := make([]Set, len(v.chain))
-	for i, s := range v.chain {
+func publicSets(chain []set) []Set {
+	sets := make([]Set, len(chain))
+	for i, s := range chain {
 		sets[i] = Set{
 			Instance:    i + 1,
 			Domain:      s.seal.domain,

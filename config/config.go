@@ -61,6 +61,14 @@ type Milter struct {
 	AuthservID string
 	// TrustedNetworks are those whose mail is not judged.
 	TrustedNetworks []netip.Prefix
+	// Trust says that results of milters before this one are taken: those in
+	// Authentication-Results fields with one of TrustedAuthservIDs, which are empty
+	// otherwise.
+	Trust              bool
+	TrustedAuthservIDs []string
+	// TrustedSealers are the domains, with all below them, that are believed what
+	// their ARC seals vouch for.
+	TrustedSealers []string
 	// Enforce is the most that is done with a message that fails: none, quarantine
 	// or reject.
 	Enforce ruapost.Disposition
@@ -261,6 +269,12 @@ func (d *DKIM) check() (key string, err error) {
 func (m *Milter) check() (key string, err error) {
 	if m.SuffixList != "" && m.Discovery != "psl" {
 		return "milter.public_suffix_list", errors.New(`discovery is not "psl"`)
+	}
+	if m.Trust && len(m.TrustedAuthservIDs) == 0 {
+		return "milter.mode", errors.New(`there is nobody to trust; expected trusted_authserv_ids to be set, too`)
+	}
+	if !m.Trust && len(m.TrustedAuthservIDs) > 0 {
+		return "milter.trusted_authserv_ids", errors.New(`mode is not "trust"`)
 	}
 	return "", nil
 }

@@ -69,7 +69,9 @@ listen = [
 	"tcp:localhost:0",
 ]
 authserv_id = "MX.example"
-mode = "verify"
+mode = "trust"
+trusted_authserv_ids = ["MX.example", "Gateway_7"]
+trusted_sealers = ["Lists.example"]
 enforce = "reject"
 quarantine = "header"
 temperror = "defer"
@@ -118,13 +120,14 @@ comment = "known list"
 			Listen:          []Listen{{"unix", "/run/x.sock"}, {"tcp", "[::1]:8890"}, {"tcp", "localhost:0"}},
 			AuthservID:      "mx.example",
 			TrustedNetworks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::1/128"), netip.MustParsePrefix("192.0.2.1/32")},
-			Enforce:         ruapost.DispositionReject,
-			Quarantine:      "header",
-			DeferTemperror:  true,
-			Discovery:       "psl",
-			SuffixList:      "/srv/list.dat",
-			ReportUnknown:   true,
-			Budget:          time.Minute,
+			Trust:           true, TrustedAuthservIDs: []string{"MX.example", "Gateway_7"}, TrustedSealers: []string{"lists.example"},
+			Enforce:        ruapost.DispositionReject,
+			Quarantine:     "header",
+			DeferTemperror: true,
+			Discovery:      "psl",
+			SuffixList:     "/srv/list.dat",
+			ReportUnknown:  true,
+			Budget:         time.Minute,
 			Overrides: []Override{
 				{Sources: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, Type: ruapost.OverrideLocalPolicy},
 				{
@@ -220,8 +223,12 @@ func TestErrors(t *testing.T) {
 		{"server by name", "dns.servers = [\"ns.example:53\"]\n", `f.toml:1: dns.servers: "ns.example:53": not an address with a port; expected a list of addresses of name servers such as "127.0.0.1:53"`},
 
 		{"empty list", "[milter]\nlisten = []\n", `f.toml:2: milter.listen: empty list; expected a list of sockets such as "unix:/run/ruapost/x.sock" or "tcp:127.0.0.1:8890"`},
-		{"mode trust", "[milter]\nmode = \"trust\"\n", `f.toml:2: milter.mode: "trust": not supported; expected "verify", the only value that this version supports`},
-		{"mode empty", "[milter]\nmode = \"\"\n", `f.toml:2: milter.mode: empty; expected "verify", the only value that this version supports`},
+		{"mode", "[milter]\nmode = \"opendkim\"\n", `f.toml:2: milter.mode: "opendkim": not supported; expected "verify" or "trust"`},
+		{"mode empty", "[milter]\nmode = \"\"\n", `f.toml:2: milter.mode: empty; expected "verify" or "trust"`},
+		{"trust in nobody", "[milter]\nmode = \"trust\"\n", `f.toml:2: milter.mode: there is nobody to trust; expected trusted_authserv_ids to be set, too`},
+		{"no trust", "[milter]\ntrusted_authserv_ids = [\"mx.example\"]\n", `f.toml:2: milter.trusted_authserv_ids: mode is not "trust"`},
+		{"authserv-id", "[milter]\ntrusted_authserv_ids = [\"mx.example; spf=pass\"]\n", `f.toml:2: milter.trusted_authserv_ids: "mx.example; spf=pass": not an authserv-id; expected a list of authserv-ids such as "mail.example.org"`},
+		{"sealer", "[milter]\ntrusted_sealers = \"lists.example\"\n", `f.toml:2: milter.trusted_sealers: "lists.example" is a string; expected a list of domains such as "lists.example.org"`},
 		{"enforce", "[milter]\nenforce = \"none\"\n", `f.toml:2: milter.enforce: "none": not supported; expected "off", "quarantine" or "reject"`},
 		{"temperror", "[milter]\ntemperror = \"reject\"\n", `f.toml:2: milter.temperror: "reject": not supported; expected "accept" or "defer"`},
 		{"discovery", "[milter]\ndiscovery = \"list\"\n", `f.toml:2: milter.discovery: "list": not supported; expected "treewalk" or "psl"`},
@@ -497,7 +504,7 @@ func TestEveryFieldHasAKey(t *testing.T) {
 			fields++
 		}
 	}
-	if n := len(keys) - len([]string{"milter.mode"}); fields != n { // only checked
+	if n := len(keys); fields != n {
 		t.Errorf("%d fields, but %d keys that set one", fields, n)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"ruapost"
+	"ruapost/authres"
 	"ruapost/internal/mailtouri"
 )
 
@@ -50,17 +51,19 @@ func (c *Config) keys() map[string]setter {
 
 		"dns.servers": list(&c.DNS.Servers, 0, `addresses of name servers such as "127.0.0.1:53"`, parseServer),
 
-		"milter.listen":             list(&c.Milter.Listen, 1, sockets, ParseListen),
-		"milter.authserv_id":        one(&c.Milter.AuthservID, `a host's name such as "mail.example.org"`, ruapost.ParseDomain),
-		"milter.mode":               only("verify"),
-		"milter.enforce":            one(&c.Milter.Enforce, `"off", "quarantine" or "reject"`, parseEnforce),
-		"milter.quarantine":         one(&c.Milter.Quarantine, `"hold" or "header"`, word("hold", "header")),
-		"milter.temperror":          one(&c.Milter.DeferTemperror, `"accept" or "defer"`, choice("accept", "defer")),
-		"milter.discovery":          one(&c.Milter.Discovery, `"treewalk" or "psl"`, word("treewalk", "psl")),
-		"milter.public_suffix_list": one(&c.Milter.SuffixList, aFile+`, or "" for the built-in list`, optional(parsePath)),
-		"milter.report_on":          one(&c.Milter.ReportUnknown, `"known" or "all"`, choice("known", "all")),
-		"milter.budget":             one(&c.Milter.Budget, `a time from "1s" to "2m"`, timeBetween(minBudget, maxBudget)),
-		"milter.trusted_networks":   list(&c.Milter.TrustedNetworks, 0, networks, parseNetwork),
+		"milter.listen":               list(&c.Milter.Listen, 1, sockets, ParseListen),
+		"milter.authserv_id":          one(&c.Milter.AuthservID, `a host's name such as "mail.example.org"`, ruapost.ParseDomain),
+		"milter.mode":                 one(&c.Milter.Trust, `"verify" or "trust"`, choice("verify", "trust")),
+		"milter.trusted_authserv_ids": list(&c.Milter.TrustedAuthservIDs, 0, `authserv-ids such as "mail.example.org"`, parseAuthservID),
+		"milter.trusted_sealers":      list(&c.Milter.TrustedSealers, 0, `domains such as "lists.example.org"`, ruapost.ParseDomain),
+		"milter.enforce":              one(&c.Milter.Enforce, `"off", "quarantine" or "reject"`, parseEnforce),
+		"milter.quarantine":           one(&c.Milter.Quarantine, `"hold" or "header"`, word("hold", "header")),
+		"milter.temperror":            one(&c.Milter.DeferTemperror, `"accept" or "defer"`, choice("accept", "defer")),
+		"milter.discovery":            one(&c.Milter.Discovery, `"treewalk" or "psl"`, word("treewalk", "psl")),
+		"milter.public_suffix_list":   one(&c.Milter.SuffixList, aFile+`, or "" for the built-in list`, optional(parsePath)),
+		"milter.report_on":            one(&c.Milter.ReportUnknown, `"known" or "all"`, choice("known", "all")),
+		"milter.budget":               one(&c.Milter.Budget, `a time from "1s" to "2m"`, timeBetween(minBudget, maxBudget)),
+		"milter.trusted_networks":     list(&c.Milter.TrustedNetworks, 0, networks, parseNetwork),
 
 		"override": c.Milter.setOverrides,
 
@@ -167,12 +170,6 @@ func command(to *[]string) setter {
 	}
 }
 
-// only is the setter of a key that has one value so far.
-func only(value string) setter {
-	ignored := ""
-	return one(&ignored, fmt.Sprintf("%q, the only value that this version supports", value), word(value))
-}
-
 // optional makes the empty string stand for the zero value.
 func optional[T any](parse func(string) (T, error)) func(string) (T, error) {
 	return func(s string) (v T, err error) {
@@ -268,6 +265,16 @@ func parseEnforce(s string) (ruapost.Disposition, error) {
 	}
 	s, err := word("quarantine", "reject")(s)
 	return ruapost.Disposition(s), err
+}
+
+// parseAuthservID accepts what milters call themselves in Authentication-Results, which
+// need not be a domain name (RFC 8601 2.5).
+func parseAuthservID(s string) (string, error) {
+	f, err := authres.Parse(s)
+	if err != nil || f.ID == "" || f.ID != s {
+		return "", errors.New("not an authserv-id")
+	}
+	return s, nil
 }
 
 // parseServer accepts an address with or without a port.

@@ -1,34 +1,42 @@
 package inbound
 
 import (
+	"strconv"
+
+	"ruapost"
+	"ruapost/arc"
 	"ruapost/authres"
 )
 
-func claimsToBe(value, authservID string) bool { return authres.ClaimsToBe(value, authservID) }
-
-// authenticationResults returns the parts of the Authentication-Results field's
-// value, to be joined by semicolons (RFC 8601 2.2). All values in it are our own
-// words, domain names or quoted.
-func (j *judgement) authenticationResults(authservID string) []string {
-	f := authres.Field{ID: authservID, Results: []authres.Result{j.spfAuthres()}}
+// authResValue returns the Authentication-Results field's value without the blank in
+// front. All values in it are our own words, domain names or quoted.
+func (j *judgement) authResValue() string {
+	f := authres.Field{ID: j.msg.config.AuthservID, Results: []authres.Result{j.spfAuthres()}}
 	for i := range j.dkim {
 		f.Results = append(f.Results, j.dkim[i].authres())
 	}
 	if len(j.dkim) == 0 {
 		f.Results = append(f.Results, authres.Result{Method: "dkim", Value: "none"})
 	}
+	if j.arc != nil {
+		f.Results = append(f.Results, arcAuthres(j.arc))
+	}
 	f.Results = append(f.Results, j.dmarcAuthres())
-	return []string{f.Format()}
+	return f.Format()
 }
 
 func (j *judgement) spfAuthres() authres.Result {
 	r := authres.Result{Method: "spf", Value: string(j.spf.Result)}
-	name := "mailfrom"
-	if j.spf.Helo {
-		name = "helo"
-	}
-	add(&r, "smtp", name, j.spf.Domain)
+	add(&r, "smtp", spfProperty(&j.spf), j.spf.Domain)
 	return r
+}
+
+// spfProperty is the name of the property that has SPF's identity (RFC 8601 2.7.2).
+func spfProperty(r *ruapost.SPFResult) string {
+	if r.Helo {
+		return "helo"
+	}
+	return "mailfrom"
 }
 
 func (s *signature) authres() authres.Result {
@@ -37,6 +45,15 @@ func (s *signature) authres() authres.Result {
 	add(&r, "header", "s", s.selector)
 	add(&r, "header", "a", s.algorithm)
 	add(&r, "header", "b", s.b) // RFC 6008
+	return r
+}
+
+// arcAuthres is RFC 8617 10.2.
+func arcAuthres(chain *arc.Result) authres.Result {
+	r := authres.Result{Method: "arc", Value: string(chain.Status), Reason: chain.Reason}
+	if chain.OldestPass > 0 {
+		add(&r, "header", "oldest-pass", strconv.Itoa(chain.OldestPass))
+	}
 	return r
 }
 

@@ -98,9 +98,13 @@ func (d *decision) enforce(wanted, most ruapost.Disposition) {
 func (j *judgement) exception() (o ruapost.Override, ok bool) {
 	for i := range j.msg.config.Overrides {
 		if rule := &j.msg.config.Overrides[i]; j.matches(rule) {
-			overridden.Inc()
+			overridden.WithLabelValues("override").Inc()
 			return ruapost.Override{Type: rule.Type, Comment: rule.Comment}, true
 		}
+	}
+	if j.sealedPass() {
+		overridden.WithLabelValues("arc").Inc()
+		return ruapost.Override{Type: ruapost.OverrideLocalPolicy, Comment: j.arc.Comment()}, true // RFC 8617 7.2.2
 	}
 	return o, false
 }

@@ -205,50 +205,6 @@ func TestManyForgedFields(t *testing.T) {
 	}
 }
 
-func TestClaimsToBe(t *testing.T) {
-	for value, forged := range map[string]bool{
-		" mx.receiver.example; none":                  true,
-		" mx.receiver.example 1; none":                true,
-		" mx.receiver.example/1; none":                true,
-		" mx.receiver.example, none":                  true,
-		" mx.receiver.example: none":                  true,
-		" mx.receiver.example=x":                      true,
-		" mx.receiver.example.":                       true,
-		"\fmx.receiver.example; none":                 true,
-		"\v\x00\x7f MX.receiver.example\f1; x":        true,
-		" mx.receiver.example(c); none":               true,
-		" (a (b) \\) c)\n\t mx.receiver.example;":     true,
-		" \"mx.receiver.example\"; none":              true,
-		" \"mx.receiver\n .example\"; none":           true,
-		" \"mx.\\receiver.example\"; none":            true,
-		" \"mx.receiver.exam\x0cple\"":                true,
-		" \"mx\".receiver.example; none":              true, // no authserv-id at all
-		" mx.\"receiver\".example; none":              true,
-		" mx.receiver.example\xa0; none":              true,
-		" mx.receiver.example\u00a0; none":            true,
-		" \uff4dx.receiver.example; none":             true, // full width
-		" ;":                                          true,
-		"":                                            true,
-		" (":                                          true,
-		" \"mx":                                       true,
-		" =?utf-8?Q?mx.receiver.example?=":            true,
-		" mx.receiver.example.org; dmarc=pass":        false,
-		" xmx.receiver.example; dmarc=pass":           false,
-		" other.example/1; x=\"mx.receiver.example\"": false,
-		" other.example (mx.receiver.example); none":  false,
-		" \"other.example\" 1; none":                  false,
-		" bücher.example; none":                       false,
-		" gateway_7; none":                            false,
-	} {
-		if got := claimsToBe(value, us); got != forged {
-			t.Errorf("%q: %v", value, got)
-		}
-	}
-	if !claimsToBe(" bücher.example; none", "xn--bcher-kva.example") {
-		t.Error("RFC 8601 5: U-labels are not compared as A-labels")
-	}
-}
-
 // A message under way when the program is told to stop is judged as ever, and the
 // connection ends with its answer.
 func TestStopInsideMessage(t *testing.T) {

@@ -100,6 +100,13 @@ type Config struct {
 	// DeferTemperror defers a message that a temporary error keeps from being judged,
 	// if its domain asks for quarantine or reject.
 	DeferTemperror bool
+	// TrustedAuthservIDs are those of milters before this one (RFC 8601 2.5), whose
+	// results of SPF, DKIM and ARC are taken. What they have no result of is verified
+	// here, as is everything if there are none.
+	TrustedAuthservIDs []string
+	// TrustedSealers are domains. A message that fails has an exception from the policy
+	// if its ARC chain passes and one of them, or one below, says that it passed there.
+	TrustedSealers []string
 	// Overrides are exceptions from the policies, the first that matches counts.
 	Overrides []Override
 	// ReportUnknown makes failing mail of domains that are not known to exchange mail

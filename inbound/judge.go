@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"ruapost"
+	"ruapost/arc"
 	"ruapost/dmarc"
 )
 
@@ -16,6 +17,7 @@ type judgement struct {
 	when time.Time
 	spf  ruapost.SPFResult
 	dkim []signature
+	arc  *arc.Result // nil if there is no chain
 	// author is the author domain that the rest is about, empty if there is none.
 	author string
 	// problem says why DMARC could not be applied, our own words.
@@ -46,17 +48,27 @@ func (m *message) judge() *judgement {
 	return j
 }
 
-// verify takes the results of SPF and DKIM.
+// verify takes the results of SPF, DKIM and ARC, ours or those of upstream.
 func (j *judgement) verify(ctx context.Context) {
 	m := j.msg
-	select {
-	case j.spf = <-m.spf:
-	case <-ctx.Done():
-		limits.WithLabelValues("budget").Inc()
-		j.spf = m.spfResult(ruapost.AuthTemperror)
-	}
+	j.spf = m.finishSPF(ctx)
+	j.dkim = m.upstream.dkim
 	if m.dkim != nil {
 		j.dkim = m.dkim.finish(ctx)
+	}
+	j.arc = m.finishARC(ctx)
+}
+
+func (m *message) finishSPF(ctx context.Context) ruapost.SPFResult {
+	if m.upstream.spf != nil {
+		return *m.upstream.spf
+	}
+	select {
+	case result := <-m.spf:
+		return result
+	case <-ctx.Done():
+		limits.WithLabelValues("budget").Inc()
+		return m.spfResult(ruapost.AuthTemperror)
 	}
 }
 

@@ -5,9 +5,12 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"ruapost"
+	"ruapost/arc"
+	"ruapost/authres"
 	"ruapost/dmarc"
 )
 
@@ -57,8 +60,11 @@ type message struct {
 	authors    []string // the author domains that are evaluated
 	authorErr  error    // why they are not all there is to say, or none
 
-	spf  chan ruapost.SPFResult // has room for one
-	dkim *dkimCheck             // nil if there is nothing to verify
+	received bool                   // a Received field was there, what follows is older
+	upstream upstream               // in trust mode
+	spf      chan ruapost.SPFResult // has room for one
+	dkim     *dkimCheck             // nil if there is nothing to verify
+	arc      *arc.Verifier          // nil if there is nothing to validate
 }
 
 func newMessage(ctx context.Context, service *Service) *message {
@@ -75,6 +81,15 @@ func newMessage(ctx context.Context, service *Service) *message {
 func (m *message) begin(client netip.Addr, helo, mailFrom string) {
 	m.judged, m.client = true, client
 	m.identify(helo, mailFrom)
+	if !m.trusts() {
+		m.startSPF()
+	}
+}
+
+// trusts says whether results of milters before this one are taken.
+func (m *message) trusts() bool { return len(m.config.TrustedAuthservIDs) > 0 }
+
+func (m *message) startSPF() {
 	go func() { m.spf <- m.checkSPF() }()
 }
 
@@ -112,6 +127,7 @@ func (m *message) abandon() {
 	if m.dkim != nil {
 		m.dkim.abandon()
 	}
+	m.arc.Abandon()
 }
 
 func (m *message) addRecipient(to string) {
@@ -199,9 +215,10 @@ func (m *message) listIDs() []string {
 }
 
 func (m *message) addHeader(f field) {
+	m.received = m.received || f.is("Received")
 	if f.is(authResField) {
 		m.authRes++
-		if len(m.forged) <= MaxForged && claimsToBe(f.value, m.config.AuthservID) {
+		if len(m.forged) <= MaxForged && m.isForged(f.value) {
 			m.forged = append(m.forged, m.authRes)
 		}
 	}
@@ -215,6 +232,14 @@ func (m *message) addHeader(f field) {
 	}
 	m.folds += strings.Count(f.value, "\n")
 	m.header = append(m.header, f)
+}
+
+// isForged says whether an Authentication-Results field is to be removed (RFC 8601 5):
+// it claims to be ours, or to be of a milter of ours where that cannot have put it. If
+// such a milter has our own authserv-id, what it found stands in our field.
+func (m *message) isForged(value string) bool {
+	return authres.ClaimsToBe(value, m.config.AuthservID) ||
+		m.received && slices.ContainsFunc(m.config.TrustedAuthservIDs, func(id string) bool { return authres.ClaimsToBe(value, id) })
 }
 
 func (m *message) headerTooLarge() bool { return m.headerSize > MaxHeader }
@@ -232,11 +257,25 @@ func (m *message) forgeries() []int {
 // endOfHeader starts all that can go on while the body arrives.
 func (m *message) endOfHeader(queueID string) {
 	m.queueID = queueID
-	if !m.judged || m.headerTooLarge() {
+	if !m.judged {
 		return
 	}
 	m.findAuthors()
-	m.dkim = m.startDKIM()
+	if m.trusts() {
+		m.upstream = readUpstream(m.header, m.config.TrustedAuthservIDs, m.spfResult(""), m.signatures())
+		if m.upstream.spf == nil {
+			m.startSPF()
+		}
+	}
+	if m.headerTooLarge() {
+		return
+	}
+	if !m.upstream.foundDKIM {
+		m.dkim = m.startDKIM()
+	}
+	if m.upstream.arc == "" {
+		m.arc = m.startARC()
+	}
 }
 
 // findAuthors asks for the policies of the author domains. The answers wait in the
@@ -269,6 +308,7 @@ func (m *message) body(chunk []byte) {
 	if m.dkim != nil {
 		m.dkim.write(chunk)
 	}
+	m.arc.Write(chunk)
 }
 
 // writeHeader writes the header as it came over the wire, without the DKIM-Signature

@@ -20,10 +20,11 @@ var (
 		Name: "ruapost_milter_dispositions_total",
 		Help: "What was done with judged messages because of DMARC: pass, none, quarantine, reject, defer.",
 	}, []string{"disposition"})
-	overridden = promauto.NewCounter(prometheus.CounterOpts{
+	overridden = promauto.NewCounterVec(prometheus.CounterOpts{
 		Name: "ruapost_milter_overrides_total",
-		Help: "Failing messages that a section [[override]] kept from their domain's policy.",
-	})
+		Help: "Failing messages that were kept from their domain's policy by a section [[override]], or because " +
+			"a trusted sealer had seen them pass (arc).",
+	}, []string{"by"})
 	limits = promauto.NewCounterVec(prometheus.CounterOpts{
 		Name: "ruapost_milter_limit_total",
 		Help: "Limits that messages hit: header, fields, forged, recipients, signatures, signed_fields, " +

@@ -9,7 +9,6 @@ import (
 	"net/textproto"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"sync/atomic"
 
 	"github.com/emersion/go-milter"
@@ -169,7 +168,7 @@ func (j *judgement) mark(m *milter.Modifier) error {
 		}
 	}
 	// RFC 8601 4: on top.
-	return m.InsertHeader(0, authResField, " "+strings.Join(j.authenticationResults(j.msg.config.AuthservID), ";\n\t"))
+	return m.InsertHeader(0, authResField, " "+j.authResValue())
 }
 
 func (j *judgement) quarantine(m *milter.Modifier) error {

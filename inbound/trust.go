@@ -1,6 +1,7 @@
 package inbound
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -8,19 +9,21 @@ import (
 	"ruapost/authres"
 )
 
-// upstream is what the milters before this one found out about a message.
+// upstream is what the milters before this one found out about a message. What they
+// have not is to be verified here.
 type upstream struct {
-	// found says that they have results of SPF, of DKIM or of both.
-	found bool
-	spf   ruapost.SPFResult
-	dkim  []signature
-	arc   string // none, pass or fail; empty if they say nothing
+	spf  *ruapost.SPFResult // nil if they have no result of the message's identity
+	dkim []signature        // of these they have results
+	// foundDKIM says that they have a result of DKIM, and be it that there is no
+	// signature.
+	foundDKIM bool
+	arc       ruapost.AuthResult // none, pass or fail; empty if they say nothing
 }
 
 // readUpstream takes the results of SPF, DKIM and ARC from the Authentication-Results
 // fields in a message's header whose authserv-id is a trusted one. identity is what
-// SPF is about in this message, and signatures are those of the message; their results
-// are ignored.
+// SPF is about in this message, whose result is ignored, and signatures are those of the
+// message.
 //
 // Only fields above the first Received field count. Postfix shows milters the header
 // without its own Received field; fields that earlier milters inserted and that
@@ -30,20 +33,14 @@ type upstream struct {
 // that has it counts, and nothing below a field that is or may be a trusted one and
 // cannot be read. The milters must do the rest: write a result of their method for
 // each message, or remove fields that claim to be theirs, as RFC 8601 5 demands.
-//
-// What they say nothing about, or not about this identity or not with a trusted
-// authserv-id, is unknown and counts as a temporary error: SPF, and each of the
-// signatures if there is no result of DKIM at all. With that DMARC fails only for an
-// author that nothing could be aligned with, whatever the results. If found is false
-// upstream was silent, which is a fault of this system and none of the message: it
-// must count as not judged, and neither be reported nor rejected.
 func readUpstream(header []field, trusted []string, identity ruapost.SPFResult, signatures []signature) upstream {
 	fields := trustedFields(header, trusted)
-	u := upstream{spf: identity, arc: chainState(topmost(fields, "arc"))}
-	spf, foundSPF := u.spfResult(topmost(fields, "spf"))
-	u.spf.Result = spf
-	foundDKIM := u.readDKIM(topmost(fields, "dkim"), signatures)
-	u.found = foundSPF || foundDKIM
+	u := upstream{arc: chainState(topmost(fields, "arc"))}
+	if result, ok := spfOf(identity, topmost(fields, "spf")); ok {
+		identity.Result = result
+		u.spf = &identity
+	}
+	u.readDKIM(topmost(fields, "dkim"), signatures)
 	return u
 }
 
@@ -87,26 +84,22 @@ func topmost(fields []*authres.Field, method string) []authres.Result {
 	return nil
 }
 
-// spfResult returns the result about the identity that SPF is about in this message:
-// that another name passed, such as the HELO name of mail that has a return path,
-// says nothing about it (CVE-2019-20790).
-func (u *upstream) spfResult(results []authres.Result) (result ruapost.AuthResult, found bool) {
-	if u.spf.Domain == "" {
+// spfOf returns the result about the identity: that another name passed, such as the
+// HELO name of mail that has a return path, says nothing about it (CVE-2019-20790).
+func spfOf(identity ruapost.SPFResult, results []authres.Result) (result ruapost.AuthResult, found bool) {
+	if identity.Domain == "" {
 		return ruapost.AuthNone, results != nil // RFC 7208 4.3, whatever they say
 	}
-	name := "mailfrom"
-	if u.spf.Helo {
-		name = "helo"
-	}
+	name := spfProperty(&identity)
 	for _, r := range results {
-		if domainIn(only(r.Values("smtp", name))) == u.spf.Domain {
+		if domainIn(only(r.Values("smtp", name))) == identity.Domain {
 			return resultWord(r.Value), true
 		}
 		if r.Value == "none" && !slices.ContainsFunc(r.Properties, func(p authres.Property) bool { return p.Type == "smtp" }) {
 			return ruapost.AuthNone, true // as rspamd writes it, and no pass of another name
 		}
 	}
-	return ruapost.AuthTemperror, false
+	return "", false
 }
 
 // domainIn returns the domain of a property, which is an address, "@" and a domain, or
@@ -118,10 +111,10 @@ func domainIn(value string) string {
 // readDKIM takes the results of signatures. Those that lack the domain count as if
 // they were not there; one whose domain is none is the result of no signature that
 // anybody could be aligned with.
-func (u *upstream) readDKIM(results []authres.Result, signatures []signature) (found bool) {
+func (u *upstream) readDKIM(results []authres.Result, signatures []signature) {
 	for _, r := range results {
 		if r.Value == "none" {
-			found = true
+			u.foundDKIM = true
 			continue
 		}
 		domains := r.Values("header", "d")
@@ -129,18 +122,11 @@ func (u *upstream) readDKIM(results []authres.Result, signatures []signature) (f
 			// It may be below the domain that signed, which vouches for it (RFC 6376 3.5).
 			domains = r.Values("header", "i")
 		}
-		found = found || domains != nil
+		u.foundDKIM = u.foundDKIM || domains != nil
 		if domain := domainIn(only(domains)); domain != "" {
 			u.dkim = append(u.dkim, upstreamSignature(domain, &r, signatures))
 		}
 	}
-	if !found {
-		for _, s := range signatures {
-			s.result, s.reason = ruapost.AuthTemperror, ""
-			u.dkim = append(u.dkim, s)
-		}
-	}
-	return found
 }
 
 // upstreamSignature is the result r about a signature of domain. The reason stays
@@ -186,15 +172,14 @@ func findSelector(s *signature, signatures []signature) string {
 
 // chainState returns the state of the ARC chain. Everything but pass and none is a
 // failure (RFC 8617 5.2).
-func chainState(results []authres.Result) string {
-	state := ""
+func chainState(results []authres.Result) ruapost.AuthResult {
+	var state ruapost.AuthResult
 	for _, r := range results {
-		if r.Value != "pass" && r.Value != "none" {
-			return "fail"
+		result := ruapost.AuthResult(r.Value)
+		if result != ruapost.AuthPass && result != ruapost.AuthNone {
+			return ruapost.AuthFail
 		}
-		if state == "" {
-			state = r.Value
-		}
+		state = cmp.Or(state, result)
 	}
 	return state
 }

@@ -64,15 +64,17 @@ func run(ctx context.Context, cfg *config.Config, reloads <-chan *config.Config)
 func inboundConfig(cfg *config.Config) (c inbound.Config, err error) {
 	m := &cfg.Milter
 	c = inbound.Config{
-		AuthservID:      m.AuthservID,
-		TrustedNetworks: m.TrustedNetworks,
-		Enforce:         m.Enforce,
-		MarkQuarantine:  m.Quarantine == "header",
-		DeferTemperror:  m.DeferTemperror,
-		ReportUnknown:   m.ReportUnknown,
-		ReportAddress:   cfg.Reporter.From,
-		Budget:          m.Budget,
-		RecordTimeout:   cfg.Store.RecordTimeout,
+		AuthservID:         m.AuthservID,
+		TrustedNetworks:    m.TrustedNetworks,
+		Enforce:            m.Enforce,
+		MarkQuarantine:     m.Quarantine == "header",
+		DeferTemperror:     m.DeferTemperror,
+		ReportUnknown:      m.ReportUnknown,
+		ReportAddress:      cfg.Reporter.From,
+		Budget:             m.Budget,
+		RecordTimeout:      cfg.Store.RecordTimeout,
+		TrustedAuthservIDs: m.TrustedAuthservIDs,
+		TrustedSealers:     m.TrustedSealers,
 	}
 	for _, o := range m.Overrides {
 		c.Overrides = append(c.Overrides, inbound.Override(o))
