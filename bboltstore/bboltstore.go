@@ -77,12 +77,18 @@ const (
 
 	// The file is kept open while there is more to write: for minHold, or holdFactor
 	// times what opening it took if its list of free pages is long, up to maxHold.
-	// Whoever was answered often has the next row at once, so that a busy program has
+	// Whoever was answered often has the next row soon, so that a busy program has
 	// more to write if linger is allowed for; that saves most of the openings.
 	minHold    = 10 * time.Millisecond
 	maxHold    = 100 * time.Millisecond
 	holdFactor = 4
-	linger     = 50 * time.Microsecond
+	linger     = 200 * time.Microsecond
+
+	// A commit costs as much for one record call as for several. As long as they come
+	// in numbers, which is if the last batch had more than one, a batch waits for
+	// gatherCalls of them, but before the file is opened no longer than gatherTime.
+	gatherCalls = 16
+	gatherTime  = 2 * time.Millisecond
 
 	// chunk is the number of keys that are read or deleted per lock hold.
 	chunk = 1_000
@@ -131,7 +137,8 @@ type Store struct {
 	complained  time.Time
 
 	// Of the store goroutine alone:
-	wasDamaged time.Time
+	wasDamaged  time.Time
+	lastWaiting int // record calls that waited for the last batch
 }
 
 // call is a transaction that somebody other than the recorder wants.
@@ -265,6 +272,7 @@ func (s *Store) run() {
 			}
 			continue
 		}
+		s.await(s.enough(), gatherTime)
 		err := s.turn()
 		if err == nil {
 			retry = retryMin
@@ -319,24 +327,45 @@ func (s *Store) turn() error {
 	return err
 }
 
-// hasMore reports whether something is queued, or is soon after a batch was written.
+// hasMore reports whether there is something to do, or is soon after a batch was
+// written.
 func (s *Store) hasMore(wrote bool) bool {
-	select {
-	case <-s.wake: // of what is queued or already done
-	default:
+	if !wrote {
+		return s.await(1, 0)
 	}
-	busy, closed, _ := s.state()
-	if busy || closed || !wrote {
-		return busy
+	return s.await(s.enough(), linger)
+}
+
+// enough is how many record calls are worth a commit.
+func (s *Store) enough() int {
+	if s.lastWaiting > 1 {
+		return gatherCalls
 	}
-	timer := time.NewTimer(linger)
+	return 1
+}
+
+// await waits until so many record calls, or anything else, are to be done, or for the
+// time. It returns false in the latter case.
+func (s *Store) await(waiting int, most time.Duration) bool {
+	timer := time.NewTimer(most)
 	defer timer.Stop()
-	select {
-	case <-s.wake:
-		return true
-	case <-timer.C:
-		return false
+	for {
+		if s.hasToDo(waiting) {
+			return true
+		}
+		select {
+		case <-s.wake:
+		case <-timer.C:
+			return s.hasToDo(waiting)
+		}
 	}
+}
+
+// hasToDo reports whether so many record calls, or anything else, wait.
+func (s *Store) hasToDo(waiting int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.calls) > 0 || s.closed || len(s.batches) > 1 || len(s.batches) == 1 && s.batches[0].waiting >= waiting
 }
 
 // damaged sets the file aside in which bbolt has panicked.
@@ -379,6 +408,7 @@ func (s *Store) commitBatch(db *bolt.DB) (wrote bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("bboltstore: write to %s: %w", s.path, err)
 	}
+	s.lastWaiting = b.waiting
 	commitTime.Observe(time.Since(began).Seconds())
 	recorded.Add(float64(uint64(b.records) - c.records))
 	dropped.WithLabelValues("groups").Add(float64(c.records))

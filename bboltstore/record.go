@@ -26,7 +26,8 @@ type batch struct {
 	seen    map[string]sighting  // by organizational domain
 	rows    int                  // distinct rows, groups and domains, the measure of MaxBatch
 	bytes   int                  // size of their JSON, the measure of MaxBatchBytes
-	records int                  // record calls, and sessions in them
+	records int                  // evaluations and sessions
+	waiting int                  // record calls that wait for it
 	sealed  bool                 // the store goroutine has taken it
 	done    chan struct{}        // closed when it is on disk, or never will be
 	err     error                // set before done is closed
@@ -160,6 +161,7 @@ func (s *Store) record(ctx context.Context, entries []entry) error {
 		s.queued += b.rows - rows
 		s.queuedBytes += b.bytes - size
 	}
+	b.waiting++
 	queueLength.Set(float64(s.queued))
 	s.mu.Unlock()
 	s.notify()

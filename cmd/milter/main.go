@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"runtime/debug"
 
 	"ruapost/bboltstore"
 	"ruapost/config"
@@ -18,7 +19,15 @@ import (
 // is 100, and each smtpd has one connection.
 const maxConnections = 1000
 
-func main() { daemon.Main("ruapost-milter", run) }
+// gcPercent lets the heap grow to three times of what is live. That is little, as each
+// message is garbage when it is judged; with Go's default of twice, collecting it takes
+// a tenth more of the time for a message.
+const gcPercent = 200
+
+func main() {
+	debug.SetGCPercent(gcPercent)
+	daemon.Main("ruapost-milter", run)
+}
 
 func run(ctx context.Context, cfg *config.Config, reloads <-chan *config.Config) (err error) {
 	store, err := bboltstore.Open(cfg.Store.Path)
