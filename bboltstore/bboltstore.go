@@ -28,7 +28,7 @@
 //	rows     group ID, hash of the row                     -> count, row as JSON
 //	reports  report ID                                     -> ruapost.Report as JSON
 //	known    organizational domain, labels reversed        -> last day of a pass, of a
-//	                                                          message sent there
+//	                                                          message, of a report sent there
 //
 // Equal rows are merged when they are written: what a report costs does not grow
 // with the number of messages, only with the number of distinct rows. Group IDs

@@ -49,6 +49,7 @@ type exportedKnown struct {
 	Domain      string `json:"domain"`
 	Passed      string `json:"passed,omitempty"`
 	Destination string `json:"destination,omitempty"`
+	Reported    string `json:"reported,omitempty"`
 }
 
 // Export writes what the store holds as JSON lines, for Import. It is what was there
@@ -132,7 +133,7 @@ func exportAll(ctx context.Context, tx *bolt.Tx, out *json.Encoder) error {
 		if err != nil {
 			return err
 		}
-		l := line{Known: &exportedKnown{reverse(string(k)), s.passed.String(), s.destination.String()}}
+		l := line{Known: &exportedKnown{reverse(string(k)), s.passed.String(), s.destination.String(), s.reported.String()}}
 		return errors.Join(ctx.Err(), out.Encode(l))
 	})
 }
@@ -274,10 +275,11 @@ func importRow(tx *bolt.Tx, r *exportedRow, u *usage) error {
 func importKnown(k *known, e *exportedKnown) error {
 	passed, err1 := parseDay(e.Passed)
 	destination, err2 := parseDay(e.Destination)
-	if err := errors.Join(err1, err2); err != nil {
+	reported, err3 := parseDay(e.Reported)
+	if err := errors.Join(err1, err2, err3); err != nil {
 		return err
 	}
-	s := sighting{passed, destination}
+	s := sighting{passed, destination, reported}
 	if !canBeKnown(e.Domain) || s == (sighting{}) {
 		return fmt.Errorf("known domain %q, seen never", e.Domain)
 	}

@@ -21,7 +21,8 @@ import (
 //	1  groups, rows, reports
 //	2  windows, trash, the usage in meta and the bytes of a group
 //	3  known, and their counts in meta
-const schema = 3
+//	4  a third day of those
+const schema = 4
 
 var (
 	metaBucket    = []byte("meta")

@@ -21,6 +21,10 @@ const (
 	PassDays = 30
 	// DestinationDays is how long a message that was sent to a domain does.
 	DestinationDays = 90
+	// ReportedDays is for how long after a report was mailed to a domain a message
+	// sent there does not: it may be that report, which Postfix can have in its queue
+	// for five days. Reports would else make themselves necessary.
+	ReportedDays = 6
 )
 
 // day is a UTC day, counted from the first of 1970; 0 is never.
@@ -47,13 +51,13 @@ func parseDay(s string) (day, error) {
 }
 
 // sighting is when an organizational domain was last seen: the day on which a message
-// passed DMARC here, and the day on which one was sent there.
+// passed DMARC here, the day on which one was sent there, and the day on which a report
+// was.
 type sighting struct {
-	passed, destination day
+	passed, destination, reported day
 }
 
-// on returns what of it still makes the domain known on that day, which is nothing if
-// it is the zero sighting.
+// on returns what of it still matters on that day.
 func (s sighting) on(d day) sighting {
 	if s.passed+PassDays < d {
 		s.passed = 0
@@ -61,24 +65,45 @@ func (s sighting) on(d day) sighting {
 	if s.destination+DestinationDays < d {
 		s.destination = 0
 	}
+	if s.reported+ReportedDays < d {
+		s.reported = 0
+	}
 	return s
 }
 
-// with returns the last days of both.
+// known says whether it makes the domain known on that day.
+func (s sighting) known(d day) bool {
+	s = s.on(d)
+	return s.passed != 0 || s.destination != 0
+}
+
+// with returns the last days of both. Of other a destination counts only if no report
+// had been mailed there shortly before.
 func (s sighting) with(other sighting) sighting {
-	return sighting{max(s.passed, other.passed), max(s.destination, other.destination)}
+	if s.on(other.destination).reported != 0 {
+		other.destination = 0
+	}
+	return sighting{max(s.passed, other.passed), max(s.destination, other.destination), max(s.reported, other.reported)}
 }
 
 func (s sighting) encode() []byte {
-	v := binary.BigEndian.AppendUint32(make([]byte, 0, 8), uint32(s.passed))
-	return binary.BigEndian.AppendUint32(v, uint32(s.destination))
+	v := make([]byte, 0, 12)
+	for _, d := range []day{s.passed, s.destination, s.reported} {
+		v = binary.BigEndian.AppendUint32(v, uint32(d))
+	}
+	return v
 }
 
+// decodeSighting also reads values of schema 3, which lack the last day.
 func decodeSighting(v []byte) (sighting, error) {
-	if len(v) != 8 {
-		return sighting{}, fmt.Errorf("known domain with a value of %d bytes", len(v))
+	u := func(i int) day { return day(binary.BigEndian.Uint32(v[4*i:])) }
+	switch len(v) {
+	case 8:
+		return sighting{passed: u(0), destination: u(1)}, nil
+	case 12:
+		return sighting{u(0), u(1), u(2)}, nil
 	}
-	return sighting{day(binary.BigEndian.Uint32(v)), day(binary.BigEndian.Uint32(v[4:]))}, nil
+	return sighting{}, fmt.Errorf("known domain with a value of %d bytes", len(v))
 }
 
 // canBeKnown says whether the name fits into a key. What does not is no domain.
@@ -87,10 +112,21 @@ func canBeKnown(domain string) bool { return len(domain) > 0 && len(domain) <= 2
 // RecordDestinations says that this system has sent mail to these organizational
 // domains at that time, which makes them known. It returns as RecordEvaluation does.
 func (s *Store) RecordDestinations(ctx context.Context, domains []string, at time.Time) error {
+	return s.recordSeen(ctx, domains, sighting{destination: dayOf(at)})
+}
+
+// RecordReported says that reports are about to be mailed to these organizational
+// domains at that time: for ReportedDays, RecordDestinations does not make them known.
+// It returns as RecordEvaluation does.
+func (s *Store) RecordReported(ctx context.Context, domains []string, at time.Time) error {
+	return s.recordSeen(ctx, domains, sighting{reported: dayOf(at)})
+}
+
+func (s *Store) recordSeen(ctx context.Context, domains []string, seen sighting) error {
 	entries := make([]entry, 0, len(domains))
 	for _, domain := range domains {
 		if canBeKnown(domain) {
-			entries = append(entries, entry{organization: domain, seen: sighting{destination: dayOf(at)}})
+			entries = append(entries, entry{organization: domain, seen: seen})
 		}
 	}
 	if len(entries) == 0 {
@@ -169,7 +205,7 @@ func (k *known) get(domain string) (sighting, error) {
 
 func (k *known) isKnown(domain string, on day) (bool, error) {
 	s, err := k.get(domain)
-	return s.on(on) != sighting{}, err
+	return s.known(on), err
 }
 
 // see adds a sighting. ok is false if there is no room for the domain.

@@ -460,6 +460,28 @@ func TestMigrationToKnown(t *testing.T) {
 	}
 }
 
+// A file of schema 3 has known domains with two days.
+func TestMigrationOfKnown(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	s := openStore(t, path)
+	sent(t, s, noon, "example.com")
+	err := s.update(t.Context(), func(tx *bolt.Tx) error {
+		v := sighting{destination: dayOf(noon)}.encode()[:8]
+		return errors.Join(tx.Bucket(knownBucket).Put([]byte("com.example"), v),
+			tx.Bucket(metaBucket).Put(schemaKey, binary.BigEndian.AppendUint64(nil, 3)))
+	})
+	if err := errors.Join(err, s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, path)
+	checkStore(t, s)
+	mustRecord(t, s, from("example.com", noon))
+	want := sighting{passed: dayOf(noon), destination: dayOf(noon)}
+	if domains, _ := seen(t, s); domains["example.com"] != want {
+		t.Errorf("%+v", domains)
+	}
+}
+
 // A migration that fails at its last step has done none.
 func TestMigrationIsAtomic(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "db")
@@ -479,7 +501,7 @@ func TestMigrationIsAtomic(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h, err := open(path); err == nil || !strings.Contains(err.Error(), "cannot be brought up from schema 1 to 3") {
+	if h, err := open(path); err == nil || !strings.Contains(err.Error(), "cannot be brought up from schema 1 to 4") {
 		t.Errorf("open: %v, %v", h, err)
 	}
 	if is, err := os.ReadFile(path); err != nil || !bytes.Equal(was, is) {
@@ -546,7 +568,7 @@ func TestExportKnown(t *testing.T) {
 func TestCheckFindsFaultsOfKnown(t *testing.T) {
 	for name, damage := range map[string]func(*known) error{
 		"one too few":   func(k *known) error { return k.bucket.Delete([]byte("com.example")) },
-		"one too many":  func(k *known) error { return k.bucket.Put([]byte("x"), sighting{1, 0}.encode()) },
+		"one too many":  func(k *known) error { return k.bucket.Put([]byte("x"), sighting{passed: 1}.encode()) },
 		"seen never":    func(k *known) error { return k.bucket.Put([]byte("com.example"), sighting{}.encode()) },
 		"another value": func(k *known) error { return k.bucket.Put([]byte("com.example"), []byte("x")) },
 		"other counts":  func(k *known) error { return k.meta.Put(knownKey, make([]byte, 24)) },

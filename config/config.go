@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"ruapost"
+	"ruapost/dmarc"
 )
 
 // DefaultPath is the file the programs read if not told otherwise.
@@ -89,6 +90,18 @@ type Milter struct {
 	Budget time.Duration
 	// Overrides are exceptions from the policies, the first that matches counts.
 	Overrides []Override
+}
+
+// Suffixes returns the public suffix list of Discovery, nil if it needs none. An error
+// is that of reading SuffixList.
+func (m *Milter) Suffixes() (dmarc.Suffixes, error) {
+	switch {
+	case m.SuffixList != "":
+		return dmarc.LoadSuffixes(m.SuffixList)
+	case m.Discovery == "psl":
+		return dmarc.BuiltinSuffixes{}, nil
+	}
+	return nil, nil
 }
 
 // Override is an exception: a message that fails DMARC and matches is not treated as

@@ -107,6 +107,16 @@ func (e *Evaluator) Prefetch(ctx context.Context, authorDomain string) {
 	}
 }
 
+// OrganizationalDomain returns the organizational domain of any domain (RFC 9989
+// 4.10.2). The error wraps ruapost.ErrDomain or is the DNS's.
+func (e *Evaluator) OrganizationalDomain(ctx context.Context, domain string) (string, error) {
+	d, _, err := e.discover(domain)
+	if err != nil {
+		return "", err
+	}
+	return d.organizationalDomain(ctx)
+}
+
 // discovery finds records for an author domain.
 type discovery interface {
 	// policyRecord returns the one that has the policy, nil if there is none. It

@@ -15,6 +15,10 @@ var (
 		Help:    "Time to answer a policy query.",
 		Buckets: prometheus.ExponentialBuckets(0.00001, 8, 8),
 	})
+	destinations = promauto.NewCounterVec(prometheus.CounterOpts{
+		Name: "ruapost_destinations_total",
+		Help: "Domains that mail is sent to, once a day each: noted in the store, or missed until the next mail to them.",
+	}, []string{"result"})
 	fetches = promauto.NewCounterVec(prometheus.CounterOpts{
 		Name: "ruapost_sts_fetches_total",
 		Help: "Fetches of MTA-STS policies by result: ok, failed, refused (too many under way).",

@@ -1,6 +1,6 @@
 // Package outbound answers Postfix's question for a TLS policy (smtp_tls_policy_maps)
 // from what a domain publishes, DANE or MTA-STS, and turns Postfix's TLSRPT
-// datagrams into Sessions.
+// datagrams into Sessions. It also notes which domains mail is sent to.
 //
 // An error answer, or none, makes Postfix defer the mail. So there is none: where
 // nothing is known, the answer is NOTFOUND and main.cf decides.
@@ -38,6 +38,9 @@ type Resolver interface {
 
 // Policies answers queries. Create it with NewPolicies.
 type Policies struct {
+	// Destinations, unless it is nil, is told of the domains that are asked about.
+	Destinations *Destinations
+
 	resolver   Resolver
 	sts        *stsCache
 	complained atomic.Int64 // when an unknown table was last asked for, Unix time
@@ -73,6 +76,9 @@ func (p *Policies) answer(ctx context.Context, table, key string) (reply socketm
 	domain, ok := policyDomain(key)
 	if !ok {
 		return socketmap.NotFound(), "no-domain"
+	}
+	if p.Destinations != nil {
+		p.Destinations.Add(domain)
 	}
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"ruapost"
+	"ruapost/dmarc"
+	"ruapost/internal/mailtouri"
 )
 
 // deliver serves the recipients that are due.
@@ -105,12 +107,28 @@ func (r *Reporter) noteAnswers(rep *ruapost.Report, answers []answer) {
 	rep.Recipients = list
 }
 
+// noteReported notes that what goes to the recipient's domain next is no mail that
+// anybody here wrote. If it cannot be noted the report goes out all the same.
+func (r *Reporter) noteReported(ctx context.Context, rc *ruapost.Recipient) {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	evaluator := dmarc.Evaluator{Resolver: r.Resolver, Suffixes: r.Suffixes}
+	organization, err := evaluator.OrganizationalDomain(ctx, mailtouri.Domain(rc.Address))
+	if err == nil {
+		err = r.Store.RecordReported(ctx, []string{organization}, r.now())
+	}
+	if err != nil {
+		slog.Warn("the domain of this recipient may be taken for one that mail is sent to", "recipient", rc.Address, "err", err)
+	}
+}
+
 // mail hands the report to sendmail for one recipient and notes what became of it.
 // It returns an error if that is no matter of this recipient alone.
 func (r *Reporter) mail(ctx context.Context, rep *ruapost.Report, rc *ruapost.Recipient) error {
 	file := filepath.Join(r.dir(rep), mailName(rc.Address))
 	taken, err := r.mailFile(file, rep, rc)
 	if err == nil && !taken { // else an earlier run was killed before it could note that
+		r.noteReported(ctx, rc)
 		err = r.sendmail(ctx, file, rc.Address)
 	}
 	if errors.Is(err, errSendmail) {

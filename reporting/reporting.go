@@ -77,12 +77,18 @@ type Store interface {
 	PutReport(ctx context.Context, r *ruapost.Report) error
 	Reports(ctx context.Context) ([]ruapost.Report, error)
 	ForgetReport(ctx context.Context, id string) error
+	// RecordReported says that reports are about to be mailed to these organizational
+	// domains.
+	RecordReported(ctx context.Context, domains []string, at time.Time) error
 }
 
 // Reporter makes and sends reports. One at a time may work on an outbox.
 type Reporter struct {
 	Store    Store
 	Resolver dmarc.Resolver
+	// Suffixes is the public suffix list that organizational domains are found by, if
+	// not nil.
+	Suffixes dmarc.Suffixes
 
 	// OrgName, Domain and From say who reports: a name, the submitter's domain and
 	// the mail address that reports come from.

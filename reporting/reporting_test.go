@@ -401,6 +401,44 @@ func TestOptionalAloneCausesNoReport(t *testing.T) {
 	}
 }
 
+// A report is no mail that anybody here wrote: where it goes does not become known by
+// it, or one report would cause the next.
+func TestReportsMakeNobodyKnown(t *testing.T) {
+	r := newRig(t)
+	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=reject; rua=mailto:dmarc@reports.example.com"`)
+	r.record("example.com", 1)
+	r.send()
+	if got := r.taken(); len(got) != 1 {
+		t.Fatalf("%d mails, want 1", len(got))
+	}
+	sendTo := func(domain string) (required int64) {
+		t.Helper()
+		if err := r.store.RecordDestinations(t.Context(), []string{domain}, r.clock); err != nil {
+			t.Fatal(err)
+		}
+		err := r.store.RecordEvaluation(t.Context(), &ruapost.Evaluation{
+			Time: r.clock, OrganizationalDomain: domain, OptionalIfUnknown: true,
+			Policy: ruapost.DMARCPolicy{Domain: "failed." + domain}, Result: ruapost.DMARCResult{HeaderFrom: domain},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		groups, err := r.store.Groups(t.Context(), r.clock.Add(48*time.Hour))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, g := range groups {
+			if g.Domain == "failed."+domain {
+				required += g.Required
+			}
+		}
+		return required
+	}
+	if sendTo("example.com") != 0 || sendTo("example.net") != 1 {
+		t.Error("example.com is known because a report was mailed there, or example.net is not by mail")
+	}
+}
+
 func TestSendmailStatus(t *testing.T) {
 	r := newRig(t)
 	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=none; rua=mailto:later@example.com,mailto:never@example.com"`)

@@ -10,7 +10,6 @@ import (
 	"ruapost/bboltstore"
 	"ruapost/config"
 	"ruapost/daemon"
-	"ruapost/dmarc"
 	"ruapost/inbound"
 	"ruapost/resolver"
 )
@@ -88,11 +87,6 @@ func inboundConfig(cfg *config.Config) (c inbound.Config, err error) {
 	for _, o := range m.Overrides {
 		c.Overrides = append(c.Overrides, inbound.Override(o))
 	}
-	switch {
-	case m.SuffixList != "":
-		c.Suffixes, err = dmarc.LoadSuffixes(m.SuffixList)
-	case m.Discovery == "psl":
-		c.Suffixes = dmarc.BuiltinSuffixes{}
-	}
+	c.Suffixes, err = m.Suffixes()
 	return c, err
 }

@@ -60,6 +60,10 @@ func run(ctx context.Context, cfg *config.Config, args []string) error {
 		return err
 	}
 	defer dns.Close()
+	suffixes, err := cfg.Milter.Suffixes()
+	if err != nil {
+		return err
+	}
 	store, err := bboltstore.Open(cfg.Store.Path)
 	if err != nil {
 		return err
@@ -68,6 +72,7 @@ func run(ctx context.Context, cfg *config.Config, args []string) error {
 	return act(ctx, &tools{cfg, store, &reporting.Reporter{
 		Store:    store,
 		Resolver: dns,
+		Suffixes: suffixes,
 		OrgName:  cfg.OrgName,
 		Domain:   cfg.ReportDomain,
 		From:     cfg.Reporter.From,

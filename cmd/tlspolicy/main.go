@@ -9,10 +9,12 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync"
 
 	"ruapost/bboltstore"
 	"ruapost/config"
 	"ruapost/daemon"
+	"ruapost/dmarc"
 	"ruapost/mtasts"
 	"ruapost/outbound"
 	"ruapost/resolver"
@@ -35,16 +37,22 @@ func run(ctx context.Context, cfg *config.Config, reloads <-chan *config.Config)
 	if err != nil {
 		return err
 	}
+	var events *net.UnixConn // nil if there are to be none
 	if cfg.TLSPolicy.TLSRPT.Network != "" {
-		var events *net.UnixConn
 		if events, err = daemon.ListenPacket("tlsrpt", cfg.TLSPolicy.TLSRPT); err != nil {
 			return err
 		}
-		recorded := make(chan error, 1)
-		go func() { recorded <- record(ctx, events, cfg.Store.Path) }()
-		defer func() { err = errors.Join(err, <-recorded) }()
 	}
+	suffixes, err := cfg.Milter.Suffixes()
+	if err != nil {
+		slog.Error("organizational domains are found by the tree walk", "err", err)
+	}
+	destinations := outbound.NewDestinations(&dmarc.Evaluator{Resolver: dns, Suffixes: suffixes})
+	recorded := make(chan error, 1)
+	go func() { recorded <- record(ctx, events, destinations, cfg.Store.Path) }()
+	defer func() { err = errors.Join(err, <-recorded) }()
 	policies := outbound.NewPolicies(dns, &mtasts.Fetcher{Resolver: dns})
+	policies.Destinations = destinations
 	defer policies.Close()
 	go func() {
 		for range reloads {
@@ -66,16 +74,26 @@ func run(ctx context.Context, cfg *config.Config, reloads <-chan *config.Config)
 	return nil
 }
 
-// record records what events tells of until ctx ends. Without a store it goes on
-// all the same: Postfix's mail needs the policies, and room in the socket.
-func record(ctx context.Context, events *net.UnixConn, path string) error {
-	defer events.Close()
+// record records what events tells of, and the destinations, until ctx ends. Without a
+// store it goes on all the same: Postfix's mail needs the policies, and room in the
+// socket.
+func record(ctx context.Context, events *net.UnixConn, destinations *outbound.Destinations, path string) error {
+	if events != nil {
+		defer events.Close()
+	}
 	store, err := bboltstore.Open(path)
 	if err != nil {
 		slog.Error("TLS sessions are not recorded", "err", err)
-		outbound.Receive(ctx, events, nil)
+		if events != nil {
+			outbound.Receive(ctx, events, nil)
+		}
 		return nil
 	}
-	outbound.Receive(ctx, events, store)
+	var recording sync.WaitGroup
+	recording.Go(func() { destinations.Run(ctx, store) })
+	if events != nil {
+		outbound.Receive(ctx, events, store)
+	}
+	recording.Wait()
 	return store.Close()
 }

@@ -83,6 +83,32 @@ func testKnownByDestination(t *testing.T, d *data) {
 	}
 }
 
+// What was sent where a report was mailed shortly before may be that report.
+func testKnownReports(t *testing.T, d *data) {
+	s := d.store(t)
+	reported := func(at time.Time, domains ...string) {
+		t.Helper()
+		if err := s.RecordReported(t.Context(), domains, at); err != nil {
+			t.Fatalf("RecordReported: %v", err)
+		}
+	}
+	reported(noon, "example.com")
+	wantRequired(t, s, "a report", "example.com", 0)
+	sentTo(t, s, noon, "example.com", "example.net")
+	wantRequired(t, s, "with the report", "example.com", 0)
+	wantRequired(t, s, "no report", "example.net", 1)
+	reported(noon, "example.net")
+	wantRequired(t, s, "before the report", "example.net", 1)
+	sentTo(t, s, noon.AddDate(0, 0, 6), "example.com")
+	wantRequired(t, s, "six days later", "example.com", 0)
+	record(t, s, passed("example.com", noon))
+	wantRequired(t, s, "a pass", "example.com", 1)
+
+	reported(noon, "example.org")
+	sentTo(t, s, noon.AddDate(0, 0, 7), "example.org")
+	wantRequired(t, s, "seven days later", "example.org", 1)
+}
+
 // A pass counts for 30 days, a destination for 90, the last of each.
 func testKnownDays(t *testing.T, d *data) {
 	for _, c := range []struct {

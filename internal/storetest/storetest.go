@@ -27,9 +27,7 @@
 package storetest
 
 import (
-	"context"
 	"testing"
-	"time"
 
 	"ruapost/inbound"
 	"ruapost/outbound"
@@ -41,7 +39,7 @@ type Store interface {
 	inbound.Recorder
 	outbound.Recorder
 	reporting.Store
-	RecordDestinations(ctx context.Context, domains []string, at time.Time) error
+	outbound.DestinationRecorder
 	// Close records what still waits and ends this access to the store; calls fail
 	// from then on. It may be called again.
 	Close() error
@@ -66,6 +64,7 @@ func Run(t *testing.T, open Open) {
 		{"optional evaluations", testOptional},
 		{"known/by a pass", testKnownByPass},
 		{"known/by a destination", testKnownByDestination},
+		{"known/reports", testKnownReports},
 		{"known/days", testKnownDays},
 		{"known/in order", testKnownInOrder},
 		{"known/over a restart", testKnownOverRestart},
