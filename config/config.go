@@ -77,7 +77,7 @@ type Milter struct {
 	// marks it.
 	Quarantine string
 	// DeferTemperror defers a message that DMARC could not judge because of a
-	// temporary error, if its domain asks for quarantine or reject.
+	// temporary error, if its domain asks for quarantine or reject, or may do so.
 	DeferTemperror bool
 	// Discovery is how policies are found: "treewalk" (RFC 9989) or "psl" (RFC 7489),
 	// with the list in the file SuffixList, or with a built-in one if that is empty.

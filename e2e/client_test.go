@@ -14,7 +14,10 @@ import (
 // client is an SMTP client somewhere on the Internet, in a session with Postfix.
 type client struct {
 	smtp *smtp.Client
-	t    *testing.T
+	// options are those of MAIL FROM, nil for none.
+	options *smtp.MailOptions
+
+	t *testing.T
 }
 
 // connect opens an SMTP session from the given address. If login is not empty the
@@ -58,7 +61,7 @@ func connect(t *testing.T, from netip.Addr, hello, login string) *client {
 // *smtp.SMTPError.
 func (c *client) send(from string, to []string, refused map[string]bool, mail []byte) error {
 	c.t.Helper()
-	if err := c.smtp.Mail(from, nil); err != nil {
+	if err := c.smtp.Mail(from, c.options); err != nil {
 		c.t.Fatalf("MAIL FROM:<%s>: %v", from, err)
 	}
 	for _, rcpt := range to {

@@ -2,15 +2,19 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"net/mail"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/emersion/go-smtp"
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"ruapost/internal/lab"
@@ -92,7 +96,12 @@ type sample struct {
 	from     string // the address in From
 	fields   []string
 	flood    bool     // fields are so many that some of them stay
+	body     string   // "" for the usual one
 	sign     []string // signing domains, the last signature on top
+	tamper   bool     // the body is changed behind the signatures
+	// file is in testdata and has the whole mail; name is its subject.
+	file    string
+	options *smtp.MailOptions
 	// rcpts are the recipients; those in refusedRecipients must be refused. nil
 	// means alice alone.
 	rcpts []string
@@ -100,6 +109,8 @@ type sample struct {
 	// dmarc is the result in Authentication-Results, "" if the mail must not have
 	// been judged.
 	dmarc string
+	// upstream are the authserv-ids of fields below ours that other milters have left.
+	upstream []string
 	// policyDomain is the domain whose report must have the row, "" if it must be
 	// in no report.
 	policyDomain string
@@ -345,12 +356,19 @@ func (m *sample) recipients() []string {
 
 func (m *sample) bytes(t *testing.T, keys map[string]*lab.Key) []byte {
 	t.Helper()
+	if m.file != "" {
+		data, err := os.ReadFile(filepath.Join("testdata", m.file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
 	data := lab.Mail{
 		From:    "Somebody <" + m.from + ">",
 		To:      "alice@receiver.example",
 		Subject: m.name,
 		Fields:  m.fields,
-		Body:    "Hello,\n\n  trailing blanks and empty lines   \n.dots\n\n\n",
+		Body:    cmp.Or(m.body, "Hello,\n\n  trailing blanks and empty lines   \n.dots\n\n\n"),
 	}.Bytes()
 	for _, domain := range m.sign {
 		var err error
@@ -358,23 +376,19 @@ func (m *sample) bytes(t *testing.T, keys map[string]*lab.Key) []byte {
 			t.Fatal(err)
 		}
 	}
+	if m.tamper {
+		data = append(data, "P.S.\r\n"...)
+	}
 	return data
 }
 
 // checkDelivered compares the mails as the people of receiver.example get them.
 func checkDelivered(t *testing.T, delivered []lab.Message) {
 	t.Helper()
-	bySubject := map[string]*mail.Message{}
-	for _, d := range delivered {
-		msg, err := mail.ReadMessage(bytes.NewReader(d.Data))
-		if err != nil {
-			t.Fatal(err)
-		}
-		bySubject[msg.Header.Get("Subject")] = msg
-	}
+	arrived := bySubject(t, delivered)
 	for _, s := range inboundSessions {
 		for _, m := range s.mails {
-			msg := bySubject[m.name]
+			msg := arrived[m.name]
 			if msg == nil {
 				t.Errorf("%s: not delivered", m.name)
 				continue
@@ -382,6 +396,19 @@ func checkDelivered(t *testing.T, delivered []lab.Message) {
 			checkAuthResults(t, m, msg.Header["Authentication-Results"])
 		}
 	}
+}
+
+func bySubject(t *testing.T, delivered []lab.Message) map[string]*mail.Message {
+	t.Helper()
+	messages := map[string]*mail.Message{}
+	for _, d := range delivered {
+		msg, err := mail.ReadMessage(bytes.NewReader(d.Data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		messages[msg.Header.Get("Subject")] = msg
+	}
+	return messages
 }
 
 // checkAuthResults wants one field of ours, on top, with the result, and of those
@@ -392,32 +419,42 @@ func checkAuthResults(t *testing.T, m sample, fields []string) {
 	if m.dmarc != "" {
 		want = append(want, authservID+" dmarc="+m.dmarc)
 	}
+	for _, id := range m.upstream {
+		want = append(want, id+" no dmarc result")
+	}
 	for _, f := range m.fields {
 		if name, value, _ := strings.Cut(f, ": "); strings.HasPrefix(value, "elsewhere.example;") {
 			want = append(want, name+" untouched")
 		}
 	}
-	var got []string
 	if m.flood && len(fields) > 0 {
 		fields = fields[:1]
 	}
+	var got []string
 	for _, f := range fields {
-		id, results, _ := strings.Cut(f, ";")
-		if strings.TrimSpace(id) == "elsewhere.example" {
+		if strings.HasPrefix(strings.TrimSpace(f), "elsewhere.example;") {
 			got = append(got, "Authentication-Results untouched")
-			continue
+		} else {
+			got = append(got, authservIDAnd("dmarc", f))
 		}
-		result := "no dmarc result"
-		for word := range strings.FieldsSeq(results) {
-			if strings.HasPrefix(word, "dmarc=") {
-				result = strings.TrimSuffix(word, ";")
-			}
-		}
-		got = append(got, strings.TrimSpace(id)+" "+result)
 	}
 	if diff := gocmp.Diff(want, got); diff != "" {
 		t.Errorf("%s: Authentication-Results (-want +got):\n%s\nin %q", m.name, diff, fields)
 	}
+}
+
+// authservIDAnd returns the authserv-id and the first result of the method in an
+// Authentication-Results field.
+func authservIDAnd(method, field string) string {
+	id, results, _ := strings.Cut(field, ";")
+	result := "no " + method + " result"
+	for word := range strings.FieldsSeq(results) {
+		if strings.HasPrefix(word, method+"=") {
+			result = strings.TrimSuffix(word, ";")
+			break
+		}
+	}
+	return strings.TrimSpace(id) + " " + result
 }
 
 // checkDMARC compares the reports with the mails that were sent.

@@ -78,8 +78,10 @@ func prerequisites() error {
 		return errors.New("they need iproute2; run e2e/setup.sh")
 	}
 	for _, v := range versions {
-		if _, err := os.Stat(filepath.Join(cacheDir(), v.release)); err != nil {
-			return fmt.Errorf("no Postfix %s; run e2e/setup.sh", v.number)
+		for _, program := range []string{"postfix", "opendkim"} {
+			if _, err := os.Stat(filepath.Join(cacheDir(), v.release, "usr/sbin", program)); err != nil {
+				return fmt.Errorf("no %s for Postfix %s; run e2e/setup.sh", program, v.number)
+			}
 		}
 	}
 	return nil

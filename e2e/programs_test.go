@@ -72,28 +72,37 @@ func install(t *testing.T, w *world, p *postfix) *installation {
 		t.Fatal(err)
 	}
 	p.write("etc/ruapost/dkim.pem", string(keyPEM))
-	p.write("etc/ruapost/ruapost.toml", configuration)
+	r.configure(reportAll)
 
 	p.write("etc/postfix/main.cf", baseMainCf+r.contrib("postfix/"+p.version.mainCf))
 	return r
 }
 
-// configuration is what differs from the defaults. A loaded machine may be slow to
-// write, and the tests want every record: hence the record_timeout.
-const configuration = `
+// baseConfiguration is what differs from the defaults in all tests. A loaded machine
+// may be slow to write, and the tests want every record: hence the record_timeout.
+const baseConfiguration = `
 org_name = "` + orgName + `"
 report_domain = "` + reportDomain + `"
 [store]
 record_timeout = "20s"
-[milter]
-authserv_id = "` + authservID + `"
-trusted_networks = ["` + trustedNetwork + `"]
-report_on = "all"
 [dkim]
 domain = "` + reportDomain + `"
 selector = "` + dkimSelector + `"
 key_file = "/etc/ruapost/dkim.pem"
+[milter]
+authserv_id = "` + authservID + `"
+trusted_networks = ["` + trustedNetwork + `"]
 `
+
+// reportAll makes failing mail cause reports whatever domain it claims to be from.
+const reportAll = "report_on = \"all\"\n"
+
+// configure writes the configuration file with more lines of the section [milter],
+// and sections behind it. Programs that run know nothing of it.
+func (r *installation) configure(milter string) {
+	r.t.Helper()
+	r.postfix.write("etc/ruapost/ruapost.toml", baseConfiguration+milter+"\n")
+}
 
 // contrib returns the text of a file that comes with the programs.
 func (r *installation) contrib(name string) string {
@@ -183,26 +192,35 @@ func (r *installation) startTLSPolicy() *daemon {
 	return r.start("ruapost-tlspolicy", "unix:policy.sock", "unixgram:tlsrpt.sock")
 }
 
-// start starts a daemon and waits until its sockets answer.
+// start starts a daemon and waits until its sockets in run/ruapost answer.
 func (r *installation) start(name string, sockets ...string) *daemon {
 	r.t.Helper()
-	d := &daemon{name: name, exited: make(chan error, 1), t: r.t}
-	cmd := r.command(name)
+	for i, s := range sockets {
+		network, socket, _ := strings.Cut(s, ":")
+		sockets[i] = network + ":" + filepath.Join(r.postfix.queue, "run/ruapost", socket)
+	}
+	return startDaemon(r.t, name, r.command(name), sockets...)
+}
+
+// startDaemon starts a daemon and waits until its sockets answer, each given as
+// "network:path".
+func startDaemon(t *testing.T, name string, cmd *exec.Cmd, sockets ...string) *daemon {
+	t.Helper()
+	d := &daemon{name: name, exited: make(chan error, 1), t: t}
 	cmd.Stdout, cmd.Stderr = &d.output, &d.output
 	if err := cmd.Start(); err != nil {
-		r.t.Fatal(err)
+		t.Fatal(err)
 	}
 	d.cmd = cmd
 	go func() { d.exited <- cmd.Wait() }()
-	r.t.Cleanup(d.stop)
+	t.Cleanup(d.stop)
 	for _, s := range sockets {
-		network, socket, _ := strings.Cut(s, ":")
-		path := filepath.Join(r.postfix.queue, "run/ruapost", socket)
-		eventually(r.t, name+" listens on "+socket, func() bool {
+		network, path, _ := strings.Cut(s, ":")
+		eventually(t, name+" listens on "+path, func() bool {
 			select {
 			case err := <-d.exited:
 				d.exited <- err // for stop
-				r.t.Fatalf("%s ended: %v", name, err)
+				t.Fatalf("%s ended: %v", name, err)
 			default:
 			}
 			c, err := net.Dial(network, path)

@@ -39,7 +39,11 @@ type decision struct {
 // decide applies the policy as far as the administrator has it applied. Nothing is
 // done with a message under a policy of none (RFC 9989 5.4).
 func (j *judgement) decide() decision {
-	if j.policy == nil || j.policy.Requested == ruapost.DispositionNone {
+	if j.policy == nil {
+		// With a temporary error there may be any policy.
+		return decision{deferred: j.result == dmarc.ResultTemperror && j.msg.config.DeferTemperror}
+	}
+	if j.policy.Requested == ruapost.DispositionNone {
 		return decision{disposition: ruapost.DispositionNone}
 	}
 	if j.result == dmarc.ResultPass {

@@ -135,6 +135,14 @@ func TestDefer(t *testing.T) {
 	if done, got := try("none.example"); done != "" || len(got) != 1 {
 		t.Errorf("nothing depends on it: %q, %+v", done, got)
 	}
+	r.dns.SetRcode("_dmarc.lost.example", mdns.RcodeServerFailure)
+	if done, got := try("lost.example"); !strings.HasPrefix(done, "451 4.7.1 DMARC of lost.example") || len(got) != 0 {
+		t.Errorf("the policy is not known: %q, %+v", done, got)
+	}
+	r.svc.Config.DeferTemperror = false
+	if done, got := try("lost.example"); done != "" || len(got) != 0 {
+		t.Errorf("the policy is not known, accepted: %q, %+v", done, got)
+	}
 }
 
 // An exception keeps a failing message from its policy, and the report says why.

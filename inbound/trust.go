@@ -31,8 +31,8 @@ type upstream struct {
 // its field at the end of the header is not heard. A client can put fields above its
 // own Received field, too, or send none; so of each method only the topmost field
 // that has it counts, and nothing below a field that is or may be a trusted one and
-// cannot be read. The milters must do the rest: write a result of their method for
-// each message, or remove fields that claim to be theirs, as RFC 8601 5 demands.
+// cannot be read. The rest is up to Postfix, which must remove all such fields before a
+// milter sees them (header_checks): no milter writes a result in every case.
 func readUpstream(header []field, trusted []string, identity ruapost.SPFResult, signatures []signature) upstream {
 	fields := trustedFields(header, trusted)
 	u := upstream{arc: chainState(topmost(fields, "arc"))}
@@ -61,7 +61,9 @@ func trustedFields(header []field, trusted []string) []*authres.Field {
 			}
 			continue
 		}
-		if slices.ContainsFunc(trusted, func(id string) bool { return authres.SameID(parsed.ID, id) }) {
+		// Not authres.SameID: a milter removes forgeries in the spellings that it knows, and
+		// may leave "mx.example." where it is, as OpenDKIM does.
+		if slices.ContainsFunc(trusted, func(id string) bool { return strings.EqualFold(parsed.ID, id) }) {
 			fields = append(fields, parsed)
 		}
 	}
