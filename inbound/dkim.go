@@ -38,15 +38,16 @@ type signature struct {
 
 func (s *signature) keyName() string { return s.selector + "._domainkey." + s.domain }
 
+// pieceSize is the size in bytes of the pieces in which a body is given to the
+// verifications: that of the buffer in which each of them reads.
+const pieceSize = 4 << 10
+
 // dkimCheck verifies the signatures of one message while its body arrives.
 type dkimCheck struct {
 	signatures []signature
 	keys       map[string]*keyRecord // by name
-	pipe       *io.PipeWriter
-	verifier   *io.PipeReader
-	done       chan struct{} // closed when results and err are there
-	results    []*dkim.Verification
-	err        error
+	running    []*verification
+	cancel     context.CancelFunc // ends the queries for keys
 
 	// refused is why the message's signatures are not verified; such a check takes
 	// no more of the body.
@@ -57,10 +58,13 @@ type dkimCheck struct {
 	lastCR  bool   // their last is a CR
 }
 
-func newDKIMCheck(signatures []signature) *dkimCheck {
-	c := &dkimCheck{signatures: signatures, done: make(chan struct{})}
-	c.verifier, c.pipe = io.Pipe()
-	return c
+// verification is that of one signature.
+type verification struct {
+	signature *signature
+	in        *io.PipeWriter // of a header and the body
+	done      chan struct{}  // closed when the rest is there
+	result    *dkim.Verification
+	err       error
 }
 
 // startDKIM begins to verify the message's signatures. It returns nil if there
@@ -73,39 +77,66 @@ func (m *message) startDKIM() *dkimCheck {
 	if len(signatures) == 0 {
 		return nil
 	}
-	c := newDKIMCheck(signatures)
+	c := &dkimCheck{signatures: signatures, cancel: func() {}}
 	if len(m.header) > MaxFields || m.folds > MaxFolds {
 		c.refuse("fields", "too many header fields or folds")
 		return c
 	}
-	verify := map[int]bool{}
 	for i := range c.signatures {
-		sig := &c.signatures[i]
-		if sig.names > MaxSignedFields {
+		if sig := &c.signatures[i]; sig.names > MaxSignedFields {
 			limits.WithLabelValues("signed_fields").Inc()
 			sig.result, sig.reason = ruapost.AuthPolicy, "too many names in h="
-			continue
 		}
-		verify[sig.index] = true
 	}
 	ctx, cancel := context.WithTimeout(m.ctx, m.config.halfBudget())
+	c.cancel = cancel
 	c.keys = m.fetchKeys(ctx, c.signatures)
-	go func() {
-		defer cancel()
-		c.verify()
-	}()
-	if err := m.writeHeader(c.pipe, verify); err != nil {
-		c.pipe.Close()
-	}
+	c.startAll(m)
 	return c
 }
 
-// verify hands to go-msgauth what is written to the pipe.
-func (c *dkimCheck) verify() {
-	defer close(c.done)
-	defer c.verifier.Close() // a writer must not wait for a reader that has left
-	defer caught(func() { c.err = errors.New("fault in the verifier") })
-	c.results, c.err = dkim.VerifyWithOptions(c.verifier, &dkim.VerifyOptions{LookupTXT: c.lookup})
+// startAll begins to verify the signatures that have no result yet.
+func (c *dkimCheck) startAll(m *message) {
+	room := MaxSignedHeader
+	for i := range c.signatures {
+		sig := &c.signatures[i]
+		if sig.result != "" {
+			continue
+		}
+		header := m.signedHeader(sig)
+		if room -= len(header); room < 0 {
+			limits.WithLabelValues("signed_header").Inc()
+			sig.result, sig.reason = ruapost.AuthPolicy, "too much signed header"
+			continue
+		}
+		c.start(sig, header)
+	}
+}
+
+// start begins to verify a signature. Each is given to go-msgauth by itself: of several
+// in a message it makes goroutines that copy the body in pieces of 32 KiB each.
+func (c *dkimCheck) start(sig *signature, header []byte) {
+	r, w := io.Pipe()
+	v := &verification{signature: sig, in: w, done: make(chan struct{})}
+	c.running = append(c.running, v)
+	go v.verify(r, c.lookup)
+	v.in.Write(header) // an error means that the verifier has seen enough
+}
+
+// verify hands to go-msgauth what is written to v.in.
+func (v *verification) verify(r *io.PipeReader, lookup func(string) ([]string, error)) {
+	defer close(v.done)
+	defer r.Close() // a writer must not wait for a reader that has left
+	defer caught(func() { v.err = errors.New("fault in the verifier") })
+	results, err := dkim.VerifyWithOptions(r, &dkim.VerifyOptions{LookupTXT: lookup, MaxVerifications: 1})
+	switch {
+	case err != nil && !errors.Is(err, dkim.ErrTooManySignatures):
+		v.err = err
+	case len(results) != 1:
+		v.err = errors.New("signature not found")
+	default:
+		v.result = results[0]
+	}
 }
 
 // signatures returns the signatures that are to be verified. One without a domain
@@ -157,6 +188,9 @@ func (k *keyRecord) fetch(ctx context.Context, r Resolver, name string) {
 	defer close(k.done)
 	defer caught(func() { k.err = &net.DNSError{Err: "fault in the resolver", Name: name, IsTemporary: true} })
 	k.txts, _, k.err = r.LookupTXT(ctx, name)
+	if len(k.txts) > 1 { // undefined (RFC 6376 3.6.2.2), and may be large
+		k.txts, k.err = nil, &net.DNSError{Err: "several key records", Name: name}
+	}
 	for _, txt := range k.txts {
 		if len(txt) > MaxKeyRecord {
 			// A key of hundreds of kilobits would take seconds per signature.
@@ -192,7 +226,7 @@ func (c *dkimCheck) write(chunk []byte) {
 		if c.refused != "" {
 			return
 		}
-		c.pipe.Write(body) // an error means that the verifier has seen enough
+		c.feed(body)
 		if len(text) > 0 {
 			c.blank = len(text) - len(bytes.TrimRight(text, whitespace))
 		}
@@ -200,14 +234,20 @@ func (c *dkimCheck) write(chunk []byte) {
 	c.hold(chunk[len(body):])
 }
 
-// hold keeps line ends. What is beyond MaxBlankLines will never be written.
+// maxBlank is the length of the longest run of whitespace that is taken: each
+// verification keeps a copy of one.
+func (c *dkimCheck) maxBlank() int {
+	return min(MaxBlankLines, MaxBlankCopies/max(len(c.running), 1))
+}
+
+// hold keeps line ends. What is beyond the limit will never be written.
 func (c *dkimCheck) hold(ends []byte) {
 	for _, end := range ends {
 		c.loneCR = c.loneCR || c.lastCR && end != '\n'
 		c.lastCR = end == '\r'
 	}
 	c.blank += len(ends)
-	c.held = append(c.held, ends[:min(len(ends), MaxBlankLines-len(c.held))]...)
+	c.held = append(c.held, ends[:min(len(ends), c.maxBlank()-len(c.held))]...)
 }
 
 // release writes what is held, unless the run of whitespace it belongs to is too
@@ -216,21 +256,36 @@ func (c *dkimCheck) release() {
 	if c.refused != "" {
 		return
 	}
-	if c.blank > MaxBlankLines {
+	if c.blank > c.maxBlank() {
 		c.refuse("blank_lines", "too many blank lines in the body")
 		return
 	}
-	c.pipe.Write(c.held)
+	c.feed(c.held)
 	c.held, c.loneCR, c.lastCR = c.held[:0], false, false
 }
 
-// refuse ends the verification of all signatures. The pipe is closed as if the
-// message were complete: an error would leave go-msgauth's goroutines waiting for
-// ever.
+// feed gives a part of the body to all verifications, piece by piece so that they work
+// at the same time.
+func (c *dkimCheck) feed(body []byte) {
+	for piece := range slices.Chunk(body, pieceSize) {
+		for _, v := range c.running {
+			v.in.Write(piece) // an error means that the verifier has seen enough
+		}
+	}
+}
+
+// end tells all verifications that the message is complete.
+func (c *dkimCheck) end() {
+	for _, v := range c.running {
+		v.in.Close()
+	}
+}
+
+// refuse ends the verification of all signatures.
 func (c *dkimCheck) refuse(limit, reason string) {
 	limits.WithLabelValues(limit).Inc()
 	c.refused = reason
-	c.pipe.Close()
+	c.end()
 }
 
 // finish returns the signatures with their results. What is not known when ctx ends
@@ -242,44 +297,38 @@ func (c *dkimCheck) finish(ctx context.Context) []signature {
 	if c.refused != "" {
 		return c.rest(ruapost.AuthPolicy, c.refused)
 	}
-	c.pipe.Close()
-	select {
-	case <-c.done:
-	case <-ctx.Done():
-		limits.WithLabelValues("budget").Inc()
-		return c.rest(ruapost.AuthTemperror, "")
-	}
-	return c.conclude()
-}
-
-// conclude gives each signature that was verified its result.
-func (c *dkimCheck) conclude() []signature {
-	var verified []*signature
-	for i := range c.signatures {
-		if c.signatures[i].result == "" {
-			verified = append(verified, &c.signatures[i])
+	c.end()
+	for _, v := range c.running {
+		select {
+		case <-v.done:
+		case <-ctx.Done():
 		}
 	}
-	// With an error nothing is known of any signature: go-msgauth says "valid" of
-	// the one that it met the error at.
-	if c.err != nil || len(c.results) != len(verified) {
-		return c.rest(ruapost.AuthNeutral, "could not be processed")
+	for _, v := range c.running {
+		select {
+		case <-v.done:
+			v.signature.result, v.signature.reason = c.outcome(v)
+		default:
+		}
 	}
-	for i, sig := range verified {
-		sig.result, sig.reason = c.outcome(sig, c.results[i])
+	if slices.ContainsFunc(c.signatures, func(s signature) bool { return s.result == "" }) {
+		limits.WithLabelValues("budget").Inc()
 	}
-	return c.signatures
+	return c.rest(ruapost.AuthTemperror, "")
 }
 
 // outcome is go-msgauth's verdict and what it does not look at.
-func (c *dkimCheck) outcome(sig *signature, v *dkim.Verification) (ruapost.AuthResult, string) {
-	result := resultOf(v.Err)
+func (c *dkimCheck) outcome(v *verification) (ruapost.AuthResult, string) {
+	if v.err != nil {
+		return ruapost.AuthNeutral, "could not be processed"
+	}
+	result, sig := resultOf(v.result.Err), v.signature
 	switch {
 	case result == ruapost.AuthFail && sig.limited:
 		// It refuses such signatures without looking at them (RFC 6376 8.2).
 		return ruapost.AuthPolicy, "body length limit (l=) is not accepted"
 	case result == ruapost.AuthPass && c.keys[sig.keyName()].strict &&
-		!strings.EqualFold(v.Identifier[strings.LastIndexByte(v.Identifier, '@')+1:], v.Domain):
+		!strings.EqualFold(v.result.Identifier[strings.LastIndexByte(v.result.Identifier, '@')+1:], v.result.Domain):
 		return ruapost.AuthPermerror, "the key is not for subdomains (t=s)" // RFC 6376 3.6.1
 	}
 	return result, ""
@@ -310,7 +359,10 @@ func resultOf(err error) ruapost.AuthResult {
 
 // abandon ends the verification of a message that has come to its end or never
 // will.
-func (c *dkimCheck) abandon() { c.pipe.Close() }
+func (c *dkimCheck) abandon() {
+	c.cancel()
+	c.end()
+}
 
 // chooseSignatures returns MaxSignatures of sigs in their order, those that could
 // be aligned with an author before others: whoever puts junk on top of a message must

@@ -34,8 +34,8 @@ import (
 const (
 	// DefaultBudget is Config.Budget if that is not set.
 	DefaultBudget = 20 * time.Second
-	// MaxHeader is the size in bytes of a message's header. A message with a larger
-	// one is passed on unjudged.
+	// MaxHeader is the size in bytes of a message's header in memory, where each field
+	// takes 64 more. A message with a larger one is passed on unjudged.
 	MaxHeader = 1 << 20
 	// MaxFields and MaxFolds are the numbers of a message's header fields and of
 	// their lines beyond the first. Signatures of a message with more get the result
@@ -53,11 +53,16 @@ const (
 	// MaxSignedFields is the number of names in a signature's h=. One with more gets
 	// the result "policy".
 	MaxSignedFields = 200
+	// MaxSignedHeader is the size in bytes of the header fields that the signatures of a
+	// message cover, each counted once for each signature: so much of the header is
+	// copied. Signatures beyond get the result "policy".
+	MaxSignedHeader = MaxHeader
 	// MaxBlankLines is the size in bytes of a run of blank lines, or of any
-	// whitespace, inside a body. Signatures of a message with a longer one get the
-	// result "policy": hashing it costs time that grows with the square of its length,
-	// and memory that is many times as large.
-	MaxBlankLines = 64 << 10
+	// whitespace, inside a body, and MaxBlankCopies the size of all copies of one, which
+	// are as many as signatures. Signatures of a message with a longer one get the
+	// result "policy": hashing it costs time that grows with the square of its length.
+	MaxBlankLines  = 64 << 10
+	MaxBlankCopies = 96 << 10
 	// MaxKeyRecord is the size in bytes of a DKIM key record. A larger one cannot
 	// hold a key of 8192 bits or less.
 	MaxKeyRecord = 2 << 10
@@ -98,7 +103,7 @@ type Config struct {
 	// hold it.
 	MarkQuarantine bool
 	// DeferTemperror defers a message that a temporary error keeps from being judged,
-	// if its domain asks for quarantine or reject.
+	// if its domain asks for quarantine or reject, or may do so.
 	DeferTemperror bool
 	// TrustedAuthservIDs are those of milters before this one (RFC 8601 2.5), whose
 	// results of SPF, DKIM and ARC are taken. What they have no result of is verified
@@ -194,9 +199,10 @@ func (s *Service) ServeConn(ctx context.Context, conn net.Conn) {
 			milter.OptHeaderLeadingSpace,
 	}
 	stop := context.AfterFunc(ctx, func() {
-		// Otherwise c ends when the message does.
+		// Otherwise c ends when the message does. Closing conn could cut off the answer
+		// to the last one.
 		if session.idle() {
-			conn.Close() // go-milter then ends the session and closes c
+			conn.SetReadDeadline(time.Now()) // go-milter then ends the session and closes c
 		}
 	})
 	defer stop()
@@ -235,10 +241,11 @@ type milterConn struct {
 
 func (c *milterConn) Read(p []byte) (int, error) {
 	if c.r.Buffered() == 0 {
+		// In this order: what makes it over sets a deadline, too.
+		c.SetReadDeadline(time.Now().Add(idleTimeout))
 		if c.over() {
 			return 0, io.EOF
 		}
-		c.SetReadDeadline(time.Now().Add(idleTimeout))
 	}
 	n, err := c.r.Read(p)
 	// go-milter logs every error but io.EOF; a connection that was silent for too

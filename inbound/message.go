@@ -1,8 +1,8 @@
 package inbound
 
 import (
+	"bytes"
 	"context"
-	"io"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -21,6 +21,9 @@ const (
 	// quarantineField marks what fails DMARC and is to be sorted out by a filter.
 	quarantineField = "X-DMARC-Quarantine"
 )
+
+// fieldCost is what a field takes in memory besides its octets, in bytes.
+const fieldCost = 64
 
 // field is a header field as Postfix gave it: the value begins behind the colon,
 // blanks included, folds are LF.
@@ -225,7 +228,7 @@ func (m *message) addHeader(f field) {
 	if !m.judged || m.headerTooLarge() {
 		return
 	}
-	if m.headerSize += len(f.name) + len(f.value) + 3; m.headerTooLarge() {
+	if m.headerSize += len(f.name) + len(f.value) + fieldCost; m.headerTooLarge() {
 		limits.WithLabelValues("header").Inc()
 		m.header = nil
 		return
@@ -311,14 +314,18 @@ func (m *message) body(chunk []byte) {
 	m.arc.Write(chunk)
 }
 
-// writeHeader writes the header as it came over the wire, without the DKIM-Signature
-// fields that are not to be verified: go-msgauth verifies the topmost ones, which
-// need not be those chosen, and would spend on the others what they were left out
-// to save. A signature that covers one of them fails.
-func (m *message) writeHeader(w io.Writer, verify map[int]bool) error {
-	var b strings.Builder
+// signedHeader returns the header as it came over the wire as far as a signature has to
+// do with it: its own field and those that it names. Signatures above its own are left
+// out: they came later, and go-msgauth verifies the topmost.
+func (m *message) signedHeader(sig *signature) []byte {
+	signed := map[string]bool{}
+	for name := range strings.SplitSeq(parseTags(m.header[sig.index].value)["h"], ":") {
+		signed[strings.ToLower(name)] = true
+	}
+	var b bytes.Buffer
 	for i, f := range m.header {
-		if f.is(signatureField) && !verify[i] {
+		covered := signed[strings.ToLower(strings.TrimSpace(f.name))] && (i > sig.index || !f.is(signatureField))
+		if i != sig.index && !covered {
 			continue
 		}
 		b.WriteString(f.name)
@@ -327,8 +334,7 @@ func (m *message) writeHeader(w io.Writer, verify map[int]bool) error {
 		b.WriteString("\r\n")
 	}
 	b.WriteString("\r\n")
-	_, err := io.WriteString(w, b.String())
-	return err
+	return b.Bytes()
 }
 
 // crlf turns the folds of a header value, which Postfix gives as LF, into what the

@@ -37,16 +37,11 @@ func Start(addr string) (*Server, error) {
 		insecure: map[string]bool{},
 		fail:     map[string]int{},
 	}
-	ln, err := net.Listen("tcp", addr)
+	ln, pc, err := listen(addr)
 	if err != nil {
 		return nil, fmt.Errorf("dnstest: %w", err)
 	}
 	s.Addr = ln.Addr().String()
-	pc, err := net.ListenPacket("udp", s.Addr)
-	if err != nil {
-		ln.Close()
-		return nil, fmt.Errorf("dnstest: %w", err)
-	}
 	s.udp = &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(s.serve)}
 	s.tcp = &dns.Server{Listener: ln, Handler: dns.HandlerFunc(s.serve), MaxTCPQueries: -1}
 	for _, srv := range []*dns.Server{s.udp, s.tcp} {
@@ -56,6 +51,21 @@ func Start(addr string) (*Server, error) {
 		<-started
 	}
 	return s, nil
+}
+
+// listen opens a TCP and a UDP port of the same number. If any will do, the one that
+// was free for TCP may be somebody's for UDP.
+func listen(addr string) (ln net.Listener, pc net.PacketConn, err error) {
+	for range 20 {
+		if ln, err = net.Listen("tcp", addr); err != nil {
+			return nil, nil, err
+		}
+		if pc, err = net.ListenPacket("udp", ln.Addr().String()); err == nil {
+			return ln, pc, nil
+		}
+		ln.Close()
+	}
+	return nil, nil, err
 }
 
 // Close stops the server.
