@@ -35,14 +35,20 @@ const (
 	MaxSets = 50
 	// MaxField is the size in bytes of the value of an ARC header field.
 	MaxField = 16 << 10
+	// MaxFields is the number of fields in the header of a message that has a chain.
+	MaxFields = 2000
+	// MaxTags is the number of tags in an ARC header field or a key record.
+	MaxTags = 100
 	// MaxSignedFields is the number of names in the h= of a message signature.
 	MaxSignedFields = 200
 	// MaxKeyRecord is the size in bytes of a key record.
 	MaxKeyRecord = 2 << 10
-	// MinKeyBits and MaxKeyBits are the sizes of an RSA key (RFC 8301 3.2 for the
-	// lower one).
-	MinKeyBits = 1024
-	MaxKeyBits = 8192
+	// MinKeyBits and MaxKeyBits are the sizes of an RSA key that every verifier takes
+	// (RFC 8301 3.2), and MaxExponent is the public exponent that all have: each of 50
+	// seals may have a key of its own, and their sizes are up to whoever made them.
+	MinKeyBits  = 1024
+	MaxKeyBits  = 4096
+	MaxExponent = 1<<16 + 1
 )
 
 const (
@@ -210,8 +216,7 @@ func (v *Verifier) validate(ctx context.Context) error {
 func (v *Verifier) oldestPass(ctx context.Context) int {
 	for i := len(v.chain) - 1; i >= 1; i-- {
 		m, err := parseMessageSignature(v.chain[i-1].ams)
-		if err != nil || len(v.chain)-i >= MaxMessageSignatures ||
-			m.relaxedBody != v.ams.relaxedBody || v.keys[m.keyName] == nil ||
+		if err != nil || len(v.chain)-i >= MaxMessageSignatures || v.keys[m.keyName] == nil ||
 			v.verifyMessage(ctx, i, m) != nil {
 			return i + 1
 		}

@@ -3,8 +3,12 @@ package arc
 import (
 	"context"
 	"crypto"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
 	"net/netip"
 	"os"
@@ -82,15 +86,15 @@ func testdataMessage(t testing.TB, file string) message {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return parseMessage(string(raw))
+	return parseMessage(mailText(string(raw)))
 }
 
 func TestChains(t *testing.T) {
 	for _, key := range []crypto.Signer{rsaKey(), ed25519Key()} {
 		for _, c := range []string{"relaxed/relaxed", "simple/simple", "relaxed/simple", "simple/relaxed", "simple", "relaxed", ""} {
 			s := newSealer(key)
-			s.c = c
-			t.Run(s.algorithm()+" "+c, func(t *testing.T) {
+			s.C = c
+			t.Run(s.Algorithm()+" "+c, func(t *testing.T) {
 				m := sample()
 				for n := 1; n <= 3; n++ {
 					m = s.seal(m)
@@ -136,8 +140,8 @@ func TestNumberOfSets(t *testing.T) {
 func TestRules(t *testing.T) {
 	replace := func(kind, instance int, old, new string) func(*sealer) {
 		return func(s *sealer) {
-			s.change = func(k, i int, value string) string {
-				if k == kind && i == instance {
+			s.Change = func(name string, i int, value string) string {
+				if name == fieldNames[kind] && i == instance {
 					return strings.Replace(value, old, new, 1)
 				}
 				return value
@@ -145,6 +149,17 @@ func TestRules(t *testing.T) {
 		}
 	}
 	tag := func(kind int, tag string) func(*sealer) { return replace(kind, 2, " a=", " "+tag+"; a=") }
+	results := func(size int) func(*sealer) {
+		const text = " i=2; sealer.example; x="
+		return func(s *sealer) {
+			s.Change = func(name string, i int, value string) string {
+				if name == fieldNames[aar] && i == 2 {
+					return text + strings.Repeat("x", size-len(text))
+				}
+				return value
+			}
+		}
+	}
 	for _, c := range []struct {
 		name   string
 		broken func(*sealer) // of a sealer that seals twice
@@ -153,13 +168,13 @@ func TestRules(t *testing.T) {
 		{"right", func(*sealer) {}, ""},
 		{"5.2 step 2: newest cv=fail", replace(as, 2, "cv=pass", "cv=fail"), "instance 2: ARC-Seal: it says that the chain had failed (cv=fail)"},
 		{"5.2 step 3.2: no instance 1", func(s *sealer) {
-			s.cv = "pass"
-			s.change = func(_, instance int, value string) string {
+			s.CV = "pass"
+			s.Change = func(_ string, instance int, value string) string {
 				return strings.Replace(value, fmt.Sprintf("i=%d;", instance), fmt.Sprintf("i=%d;", instance+1), 1)
 			}
 		}, "instance 1: no ARC-Authentication-Results"},
 		{"5.2 step 3.2: gap", func(s *sealer) {
-			s.change = func(_, instance int, value string) string {
+			s.Change = func(_ string, instance int, value string) string {
 				if instance == 2 {
 					return strings.Replace(value, "i=2;", "i=4;", 1)
 				}
@@ -178,13 +193,13 @@ func TestRules(t *testing.T) {
 		{"4.1.3: h= in an old seal", replace(as, 1, " a=", " h=; a="), "instance 1: ARC-Seal: h= is not allowed"},
 		{"4.1.3: unknown tag in the seal", tag(as, "zz=cat; v=1; c=pancake"), ""},
 		{"4.1.2: v= ignored", tag(ams, "v=7"), ""},
-		{"4.1.2: covers ARC-Seal", func(s *sealer) { s.h = "from:arc-seal" }, "instance 2: ARC-Message-Signature: it covers ARC-Seal (h=)"},
+		{"4.1.2: covers ARC-Seal", func(s *sealer) { s.H = "from:arc-seal" }, "instance 2: ARC-Message-Signature: it covers ARC-Seal (h=)"},
 		{"4.1.2: covers other ARC fields", func(s *sealer) {
-			s.h = "from:ARC-Authentication-Results:ARC-Authentication-Results:arc-message-signature:arc-message-signature:Authentication-Results"
+			s.H = "from:ARC-Authentication-Results:ARC-Authentication-Results:arc-message-signature:arc-message-signature:Authentication-Results"
 		}, ""},
-		{"6376 5.4: From not covered", func(s *sealer) { s.h = "to:subject" }, "instance 2: ARC-Message-Signature: it does not cover From (h=)"},
-		{"6376 5.4: h= empty", func(s *sealer) { s.h = "" }, "instance 2: ARC-Message-Signature: it does not cover From (h=)"},
-		{"6376 3.5: empty name in h=", func(s *sealer) { s.h = "from:::to" }, ""},
+		{"6376 5.4: From not covered", func(s *sealer) { s.H = "to:subject" }, "instance 2: ARC-Message-Signature: it does not cover From (h=)"},
+		{"6376 5.4: h= empty", func(s *sealer) { s.H = "" }, "instance 2: ARC-Message-Signature: it does not cover From (h=)"},
+		{"6376 3.5: empty name in h=", func(s *sealer) { s.H = "from:::to" }, ""},
 		{"6376 3.2: blanks around = and ;", replace(as, 2, "cv=pass", "cv\r\n =\r\n pass \t"), ""},
 		{"6376 3.2: nothing between semicolons", replace(as, 2, "cv=pass", "cv=pass ;"), "ARC-Seal: the tags are malformed"},
 		{"6376 3.2: tag twice", tag(as, "zz=1; zz=1"), "ARC-Seal: a tag is there twice"},
@@ -203,6 +218,9 @@ func TestRules(t *testing.T) {
 		{"d= in upper case", replace(as, 2, "d=sealer.example", "d=Sealer.EXAMPLE"), ""},
 		{"s= too long", replace(as, 2, "s=2023", "s="+strings.Repeat("a.", 124)+"a"), "instance 2: ARC-Seal: s= is not a selector"},
 		{"t= no number", replace(as, 2, "t=1700000000", "t=17 00"), "instance 2: ARC-Seal: t= is not a time"},
+		{"t= empty", replace(as, 2, "t=1700000000", "t="), "instance 2: ARC-Seal: t= is not a time"},
+		{"a= in upper case", replace(as, 2, "a=ed25519-sha256", "a=Ed25519-SHA256"), ""},
+		{"c= in upper case", replace(ams, 2, "c=relaxed/relaxed", "c=Relaxed/RELAXED"), ""},
 		{"no t=", replace(as, 2, "t=1700000000", "x=1"), ""},
 		{"bh= too short", replace(ams, 2, "bh=", "bh=YWJj; x="), "instance 2: ARC-Message-Signature: bh= is not a SHA-256 hash"},
 		{"no bh=", replace(ams, 2, "bh=", "x="), "instance 2: ARC-Message-Signature: bh= is not a SHA-256 hash"},
@@ -212,6 +230,7 @@ func TestRules(t *testing.T) {
 		{"l=", tag(ams, "l=5"), "instance 2: ARC-Message-Signature: a body length limit (l=) is not accepted"},
 		{"q= unknown", tag(ams, "q=http"), "instance 2: ARC-Message-Signature: q= is not dns/txt"},
 		{"q=", tag(ams, "q=dns/txt"), ""},
+		{"q= of several", tag(ams, "q=x : DNS/TXT"), ""},
 		{"old message signature does not matter", replace(ams, 1, "bh=", "bh=YWJj; x="), ""},
 		{"AAR: comments", replace(aar, 2, "i=2;", "(a(b)\\)\r\n ) i (;) = 2 ();"), ""},
 		{"AAR: no instance", replace(aar, 1, "i=1;", "x=1;"), "ARC-Authentication-Results: it does not begin with an instance (i=)"},
@@ -220,9 +239,12 @@ func TestRules(t *testing.T) {
 		{"AAR: anything", replace(aar, 2, "spf=pass", "\"(\x00\xff"), ""}, // RFC 8617 3.4
 		{"instance with three digits", replace(as, 2, "i=2;", "i=002;"), "ARC-Seal: the instance (i=) is not a number from 1 to 50"},
 		{"instance with a sign", replace(as, 2, "i=2;", "i=+2;"), "ARC-Seal: the instance (i=) is not a number from 1 to 50"},
-		{"MaxField", replace(aar, 2, "spf=pass", strings.Repeat("x", MaxField)), "ARC-Authentication-Results: too large"},
-		{"MaxSignedFields", func(s *sealer) { s.h = "from" + strings.Repeat(":x", MaxSignedFields-1) }, ""},
-		{"MaxSignedFields + 1", func(s *sealer) { s.h = "from" + strings.Repeat(":x", MaxSignedFields) }, "instance 2: ARC-Message-Signature: too many names in h="},
+		{"MaxField", results(MaxField), ""},
+		{"MaxField + 1", results(MaxField + 1), "ARC-Authentication-Results: too large"},
+		{"MaxTags", tag(ams, tags(MaxTags-9)), ""},
+		{"MaxTags + 1", tag(ams, tags(MaxTags-8)), "ARC-Message-Signature: too many tags"},
+		{"MaxSignedFields", func(s *sealer) { s.H = "from" + strings.Repeat(":x", MaxSignedFields-1) }, ""},
+		{"MaxSignedFields + 1", func(s *sealer) { s.H = "from" + strings.Repeat(":x", MaxSignedFields) }, "instance 2: ARC-Message-Signature: too many names in h="},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := newSealer(ed25519Key())
@@ -232,6 +254,50 @@ func TestRules(t *testing.T) {
 				t.Errorf("%s: %q, want %q", r.Status, r.Reason, c.reason)
 			}
 		})
+	}
+}
+
+// tags is a list of n tags.
+func tags(n int) string {
+	list := make([]string, n)
+	for i := range list {
+		list[i] = fmt.Sprintf("x%d=", i)
+	}
+	return strings.Join(list, ";")
+}
+
+func TestMaxFields(t *testing.T) {
+	s := newSealer(ed25519Key())
+	for n, reason := range map[int]string{MaxFields: "", MaxFields + 1: "too many header fields"} {
+		m := s.seal(sample())
+		for len(m.header) < n {
+			m.header = append([]Field{{"X", " y"}}, m.header...)
+		}
+		if r := zoneOf(s).validate(t, m); r.Reason != reason || (r.Status == ruapost.AuthPass) != (reason == "") {
+			t.Errorf("%d fields: %s %q, want %q", n, r.Status, r.Reason, reason)
+		}
+	}
+	many := message{header: make([]Field, MaxFields+1)}
+	if r := zoneOf().validate(t, many); r.Status != ruapost.AuthNone {
+		t.Errorf("no chain: %+v", r)
+	}
+}
+
+// Of a chain that somebody else has validated only the structure counts.
+func TestSets(t *testing.T) {
+	s := newSealer(ed25519Key())
+	m := s.seal(s.seal(sample()))
+	want := zoneOf(s).validate(t, m).Sets
+	m.body = "changed"
+	same := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+	if diff := cmp.Diff(want, Sets(m.header), same); diff != "" || len(want) != 2 {
+		t.Error(diff)
+	}
+	if sets := Sets(m.header[1:]); len(sets) != 0 {
+		t.Errorf("broken: %+v", sets)
+	}
+	if sets := Sets(sample().header); len(sets) != 0 {
+		t.Errorf("no chain: %+v", sets)
 	}
 }
 
@@ -323,10 +389,28 @@ func TestTampering(t *testing.T) {
 	}
 }
 
+// A field without a signature costs no lookup.
+func TestNoSignature(t *testing.T) {
+	for kind, reason := range map[int]string{
+		ams: "instance 1: ARC-Message-Signature: b= is not a signature",
+		as:  "instance 1: ARC-Seal: b= is not a signature",
+	} {
+		m := newSealer(ed25519Key()).seal(sample())
+		for i, f := range m.header {
+			if f.is(fieldNames[kind]) {
+				m.header[i].Value = f.Value[:strings.LastIndex(f.Value, "b=")+2]
+			}
+		}
+		if r := zoneOf().validate(t, m); r.Reason != reason {
+			t.Errorf("%+v", r)
+		}
+	}
+}
+
 // All seals must verify, not only the newest, which may be the forger's own.
 func TestForgedFirstSeal(t *testing.T) {
 	honest, forger := newSealer(ed25519Key()), newSealer(rsaKey())
-	forger.domain = "forger.example"
+	forger.Domain = "forger.example"
 	m := forger.seal(sample())
 	for i := range m.header {
 		m.header[i].Value = strings.ReplaceAll(m.header[i].Value, "d=forger.example", "d=sealer.example")
@@ -342,10 +426,10 @@ func TestForgedFirstSeal(t *testing.T) {
 func TestOldestPass(t *testing.T) {
 	s := newSealer(ed25519Key())
 	simple := s
-	simple.c = "relaxed/simple"
+	simple.C = "relaxed/simple"
 	other := s
-	other.change = func(kind, _ int, value string) string {
-		if kind == ams {
+	other.Change = func(name string, _ int, value string) string {
+		if name == fieldNames[ams] {
 			return strings.Replace(value, "s=2023", "s=other", 1)
 		}
 		return value
@@ -372,7 +456,7 @@ func TestOldestPass(t *testing.T) {
 		m = c.change[1](s.seal(m))
 		m = c.change[2](s.seal(m))
 		z := zoneOf(s)
-		z["other._domainkey.sealer.example"] = []string{s.record()}
+		z["other._domainkey.sealer.example"] = []string{s.Record()}
 		if r := z.validate(t, m); r.Status != ruapost.AuthPass || r.OldestPass != c.want {
 			t.Errorf("%s: %+v, want %d", c.name, r, c.want)
 		}
@@ -382,12 +466,22 @@ func TestOldestPass(t *testing.T) {
 // The newest message signature and each seal may have keys of their own.
 func TestDifferentKeys(t *testing.T) {
 	one, two := newSealer(rsaKey()), newSealer(ed25519Key())
-	two.domain, two.selector = "xn--bcher-kva.example", "s.1"
+	two.Domain, two.Selector = "xn--bcher-kva.example", "s.1"
 	z := zoneOf(one, two)
 	if r := z.validate(t, two.seal(one.seal(sample()))); r.Status != ruapost.AuthPass {
 		t.Errorf("%+v", r)
 	}
-	two.domain = "bücher.example" // RFC 8616 5
+	mixed := newSealer(ed25519Key())
+	mixed.Change = func(name string, _ int, value string) string {
+		if name == fieldNames[ams] {
+			return strings.Replace(value, "d=sealer.example; s=2023", "d=xn--bcher-kva.example; s=s.1", 1)
+		}
+		return value
+	}
+	if r := zoneOf(mixed, two).validate(t, mixed.seal(sample())); r.Status != ruapost.AuthPass {
+		t.Errorf("%+v", r)
+	}
+	two.Domain = "bücher.example" // RFC 8616 5
 	r := z.validate(t, two.seal(one.seal(sample())))
 	if r.Status != ruapost.AuthPass || r.Sets[1].Domain != "xn--bcher-kva.example" || r.Sets[1].Selector != "s.1" {
 		t.Errorf("%+v", r)
@@ -411,7 +505,7 @@ func TestDNS(t *testing.T) {
 		return txts, err
 	}
 	s := newSealer(rsaKey())
-	record := s.record()
+	record := s.Record()
 	dns.Add(fmt.Sprintf(`2023._domainkey.sealer.example. 300 IN TXT "%s" "%s"`, record[:200], record[200:]))
 	dns.SetRcode("2023._domainkey.servfail.example", 2)
 	for _, c := range []struct{ domain, reason string }{
@@ -419,7 +513,7 @@ func TestDNS(t *testing.T) {
 		{"nxdomain.example", "instance 1: ARC-Message-Signature: there is no key"},
 		{"servfail.example", "instance 1: ARC-Message-Signature: the key could not be looked up"},
 	} {
-		s.domain = c.domain
+		s.Domain = c.domain
 		m := s.seal(sample())
 		v := New(t.Context(), m.header, lookup)
 		v.Write([]byte(m.body))
@@ -432,7 +526,7 @@ func TestDNS(t *testing.T) {
 // A broken chain costs nothing more: no lookup, and no hash of the body.
 func TestBrokenChainCostsNothing(t *testing.T) {
 	s := newSealer(ed25519Key())
-	s.cv = "fail"
+	s.CV = "fail"
 	m := s.seal(sample())
 	v := New(t.Context(), m.header, func(context.Context, string) ([]string, error) {
 		t.Error("a lookup")
@@ -452,7 +546,7 @@ func TestLookupsInParallel(t *testing.T) {
 	var sealers []sealer
 	for i := range MaxSets {
 		s := newSealer(ed25519Key())
-		s.selector = fmt.Sprint("s", i%10)
+		s.Selector = fmt.Sprint("s", i%10)
 		sealers = append(sealers, s)
 		m = s.seal(m)
 	}
@@ -517,10 +611,10 @@ func TestNothingLeftBehind(t *testing.T) {
 // The header is gone over once for each message signature, not for each name in h=.
 func TestHostileHeader(t *testing.T) {
 	s := newSealer(ed25519Key())
-	s.h = "from" + strings.Repeat(":x", MaxSignedFields-1)
+	s.H = "from" + strings.Repeat(":x", MaxSignedFields-1)
 	m := sample()
-	for range 2000 {
-		m.header = append(m.header, Field{"X", " " + strings.Repeat("x\r\n ", 100)})
+	for range MaxFields - 100 {
+		m.header = append(m.header, Field{"X", " " + strings.Repeat("x\r\n ", 20)})
 	}
 	for range 2 * MaxMessageSignatures {
 		m = s.seal(m)
@@ -551,16 +645,22 @@ func TestComment(t *testing.T) {
 		r.Sets = append(r.Sets, Set{Instance: i, Domain: strings.Repeat("d", 253), Selector: strings.Repeat("s", 60)})
 	}
 	got := r.Comment()
-	if len(got) > MaxComment || !strings.HasPrefix(got, "arc=pass as[50].d=ddd") || !strings.HasSuffix(got, "s remote-ip[1]=2001:db8::1a") {
+	if len(got) > MaxComment || len(got) < MaxComment-400 || !strings.HasPrefix(got, "arc=pass as[50].d=ddd") || !strings.HasSuffix(got, "s remote-ip[1]=2001:db8::1a") {
 		t.Errorf("%d bytes: %s", len(got), got)
+	}
+	for n := range 253 {
+		r.Sets[48].Domain = strings.Repeat("d", n)
+		if got := r.Comment(); len(got) > MaxComment {
+			t.Errorf("%d bytes", len(got))
+		}
 	}
 }
 
 // What a hostile sealer writes into its AAR is fit for others to read.
 func TestAuthResults(t *testing.T) {
 	s := newSealer(ed25519Key())
-	s.change = func(kind, _ int, value string) string {
-		if kind == aar {
+	s.Change = func(name string, _ int, value string) string {
+		if name == fieldNames[aar] {
 			return " i=1;\r\n\ta.example;\r\n x=\x1b[2J\x00\xff\u202e \r\n evil"
 		}
 		return value
@@ -576,7 +676,7 @@ var errLookup = errors.New("any text\r\nof others")
 func TestKeys(t *testing.T) {
 	s := newSealer(rsaKey())
 	m := s.seal(sample())
-	right := s.record()
+	right := s.Record()
 	p := right[strings.Index(right, "p="):]
 	const prefix = "instance 1: ARC-Message-Signature: "
 	for _, c := range []struct {
@@ -598,14 +698,16 @@ func TestKeys(t *testing.T) {
 		{"no base64", []string{"p=%%%"}, nil, "the key is malformed"},
 		{"no key at all", []string{"p=YWJj"}, nil, "the key is malformed"},
 		{"8463 4: Ed25519 of another length", []string{"k=ed25519; p=YWJj"}, nil, "the key is malformed"},
-		{"8463: another type", []string{newSealer(ed25519Key()).record()}, nil, "the key is for another algorithm"},
+		{"8463: another type", []string{newSealer(ed25519Key()).Record()}, nil, "the key is for another algorithm"},
 		{"no tags", []string{"omgwhatsgoingon"}, nil, "the key record is malformed"},
 		{"6376 3.6.2.2: several", []string{right, right}, nil, "there is more than one key record"},
 		{"none", nil, nil, "there is no key"},
 		{"NXDOMAIN", nil, &net.DNSError{IsNotFound: true}, "there is no key"},
 		{"DNS error", nil, errLookup, "the key could not be looked up"},
-		{"MaxKeyRecord", []string{right + "; n=" + strings.Repeat("x", MaxKeyRecord)}, nil, "the key record is too large"},
-		{"8301 3.2: 512 bits", []string{"p=MFwwDQYJKoZIhvcNAQEBBQADSwAwSAJBALRiMLAh9iimur8VA7qVvdqxevEuUkW4K+2KdMXmnQbG9Aa7k7eBjK1S+0LYmVjPKlJGNXHDGPy5Fw/dCz72/KMCAwEAAQ=="}, nil, "the key has less than 1024 or more than 8192 bits"},
+		{"in upper case", []string{"h=SHA256; s=EMAIL; k=RSA; " + p}, nil, ""},
+		{"MaxKeyRecord", []string{right + "; n=" + strings.Repeat("x", MaxKeyRecord-len(right+"; n="))}, nil, ""},
+		{"MaxKeyRecord + 1", []string{right + "; n=" + strings.Repeat("x", MaxKeyRecord-len(right+"; n=")+1)}, nil, "the key record is too large"},
+		{"8301 3.2: 512 bits", []string{"p=MFwwDQYJKoZIhvcNAQEBBQADSwAwSAJBALRiMLAh9iimur8VA7qVvdqxevEuUkW4K+2KdMXmnQbG9Aa7k7eBjK1S+0LYmVjPKlJGNXHDGPy5Fw/dCz72/KMCAwEAAQ=="}, nil, "the key has less than 1024 or more than 4096 bits"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			v := New(t.Context(), m.header, func(context.Context, string) ([]string, error) { return c.txts, c.err })
@@ -622,6 +724,66 @@ func TestKeys(t *testing.T) {
 	}
 }
 
+// RFC 8301 3.2, and how much a seal may cost.
+func TestKeySizes(t *testing.T) {
+	record := func(bits uint, e int) string {
+		n := new(big.Int).Lsh(big.NewInt(1), bits-1)
+		return "p=" + base64.StdEncoding.EncodeToString(x509.MarshalPKCS1PublicKey(&rsa.PublicKey{N: n.SetBit(n, 0, 1), E: e}))
+	}
+	const (
+		right    = "<nil>"
+		bits     = "the key has less than 1024 or more than 4096 bits"
+		exponent = "the key's exponent is larger than 65537"
+	)
+	for _, c := range []struct {
+		bits uint
+		e    int
+		want string
+	}{
+		{1023, 65537, bits},
+		{1024, 65537, right},
+		{1024, 3, right},
+		{4096, 65537, right},
+		{4096, 65539, exponent},
+		{4097, 65537, bits},
+	} {
+		_, _, err := parseKey(record(c.bits, c.e))
+		if got := fmt.Sprint(err); got != c.want {
+			t.Errorf("%d bits, exponent %d: %s, want %s", c.bits, c.e, got, c.want)
+		}
+	}
+}
+
+// FuzzSealed looks for a message whose seal verifies no more when the message arrives in
+// parts and with the folds of a milter.
+func FuzzSealed(f *testing.F) {
+	canonicalizations := []string{"relaxed/relaxed", "simple/simple", "relaxed/simple", "simple/relaxed", "simple", ""}
+	for c := range canonicalizations {
+		f.Add("Subject:\n a \t\n\tb \nsubject: \nreceived:x\nFROM : a\nFrom:\x00\xff\n\nx \t y\n \n\n", uint8(c), uint8(c))
+	}
+	f.Fuzz(func(t *testing.T, raw string, c, chunk uint8) {
+		header, body, _ := strings.Cut(raw, "\n\n")
+		m := parseMessage(mailText("To: x\n" + strings.ReplaceAll(header, "\r", "") + "\n\n" + body))
+		for _, field := range m.header {
+			if strings.HasPrefix(lowerName(field.Name), "arc-") {
+				return
+			}
+		}
+		s := newSealer(ed25519Key())
+		s.C = canonicalizations[int(c)%len(canonicalizations)]
+		m = s.seal(s.seal(m))
+		for _, m := range []message{m, m.lf()} {
+			v := New(t.Context(), m.header, zoneOf(s).lookup)
+			for part := range slices.Chunk([]byte(m.body), int(chunk)+1) {
+				v.Write(part)
+			}
+			if r := v.Finish(t.Context()); r.Status != ruapost.AuthPass || r.OldestPass != 0 {
+				t.Errorf("%q: %+v", m, r)
+			}
+		}
+	})
+}
+
 // FuzzVerifier looks for a message on which the verifier is at odds with itself.
 func FuzzVerifier(f *testing.F) {
 	z := testdataZone(f)
@@ -633,7 +795,7 @@ func FuzzVerifier(f *testing.F) {
 		f.Add(string(raw), uint8(7))
 	}
 	f.Fuzz(func(t *testing.T, raw string, chunk uint8) {
-		m := parseMessage(raw)
+		m := parseMessage(mailText(raw))
 		r := z.validate(t, m)
 		if (r.Status == ruapost.AuthFail) != (r.Reason != "") || r.Status == ruapost.AuthPass && len(r.Sets) == 0 {
 			t.Errorf("%+v", r)
@@ -652,6 +814,32 @@ func FuzzVerifier(f *testing.F) {
 			t.Errorf("%s %q in parts, %s %q at once", again.Status, again.Reason, r.Status, r.Reason)
 		}
 	})
+}
+
+// BenchmarkCostliest is what the costliest message takes: a chain of 50 sets with keys of
+// 4096 bits, and about 1 MiB of header that is covered by five message signatures or
+// results that have to be read.
+func BenchmarkCostliest(b *testing.B) {
+	s := newSealer(newRSAKey(MaxKeyBits))
+	s.H = "From" + strings.Repeat(":X", MaxSignedFields-1)
+	s.Results += strings.Repeat("\r\n ((a", 1000)
+	m := sample()
+	for range MaxSignedFields - 1 {
+		m.header = append(m.header, Field{"X", strings.Repeat(" xy", 1000)})
+	}
+	z := zone{}
+	for i := range MaxSets {
+		s.Selector = fmt.Sprint("s", i)
+		z[s.KeyName()] = []string{s.Record()}
+		m = s.seal(m)
+	}
+	m = m.lf()
+	b.ReportAllocs()
+	for b.Loop() {
+		if r := z.validate(b, m); r.Status != ruapost.AuthPass {
+			b.Fatal(r.Reason)
+		}
+	}
 }
 
 func BenchmarkVerifier(b *testing.B) {

@@ -67,6 +67,9 @@ func collect(fields []Field) ([]set, error) {
 		if kind < 0 {
 			continue
 		}
+		if len(fields) > MaxFields {
+			return nil, errors.New("too many header fields")
+		}
 		if len(f.Value) > MaxField {
 			return nil, fmt.Errorf("%s: too large", fieldNames[kind])
 		}

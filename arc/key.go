@@ -147,7 +147,10 @@ func parseRSA(der []byte) (*rsa.PublicKey, error) {
 		return nil, errors.New("the key is malformed")
 	}
 	if bits := key.N.BitLen(); bits < MinKeyBits || bits > MaxKeyBits {
-		return nil, errors.New("the key has less than 1024 or more than 8192 bits")
+		return nil, errors.New("the key has less than 1024 or more than 4096 bits")
+	}
+	if key.E > MaxExponent {
+		return nil, errors.New("the key's exponent is larger than 65537")
 	}
 	return key, nil
 }

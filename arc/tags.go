@@ -40,6 +40,9 @@ func parseTags(list string) (*tagList, error) {
 		if _, twice := tags.values[name]; twice {
 			return nil, errors.New("a tag is there twice")
 		}
+		if len(tags.values) == MaxTags {
+			return nil, errors.New("too many tags")
+		}
 		if name == "b" {
 			tags.unsigned = list[:end-len(value)] + list[end:]
 		}

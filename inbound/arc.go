@@ -56,8 +56,12 @@ func (m *message) finishARC(ctx context.Context) *arc.Result {
 // seal says that the chain below it was valid and what its sealer found; it can only be
 // believed if all who sealed after that are trusted, too: they could have changed the
 // message and what it says (RFC 8617 9.3).
+//
+// That is about one author. A From field that is put on top of the message need not break
+// the chain, and the policy that is the strictest may then be that of the forger's own
+// domain, which did pass.
 func (j *judgement) sealedPass() bool {
-	if j.arc == nil || j.arc.Status != ruapost.AuthPass {
+	if j.arc == nil || j.arc.Status != ruapost.AuthPass || len(j.msg.authors) != 1 || j.msg.authorErr != nil {
 		return false
 	}
 	for _, set := range slices.Backward(j.arc.Sets) {
@@ -71,17 +75,23 @@ func (j *judgement) sealedPass() bool {
 	return false
 }
 
-// passedAt says whether the sealer of the set found that DMARC passes for the author.
+// passedAt says whether the sealer of the set found that DMARC passes for the author,
+// and nothing else about it.
 func (j *judgement) passedAt(set *arc.Set) bool {
 	f, err := authres.Parse(set.AuthResults)
 	if err != nil {
 		return false
 	}
-	return slices.ContainsFunc(f.Results, func(r authres.Result) bool {
-		if r.Method != "dmarc" || r.Value != "pass" {
+	passed := false
+	for _, r := range f.Results {
+		from, err := ruapost.ParseDomain(only(r.Values("header", "from")))
+		if r.Method != "dmarc" || err != nil || from != j.author {
+			continue
+		}
+		if r.Value != "pass" {
 			return false
 		}
-		from, err := ruapost.ParseDomain(only(r.Values("header", "from")))
-		return err == nil && from == j.author
-	})
+		passed = true
+	}
+	return passed
 }

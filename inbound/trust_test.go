@@ -1,14 +1,18 @@
 package inbound
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/emersion/go-milter"
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"ruapost"
 	"ruapost/authres"
+	"ruapost/internal/arctest"
 )
 
 // fields reads lines, folded or not, as Postfix would give them.
@@ -131,8 +135,11 @@ Authentication-Results: mx.example; dkim=pass header.i=@mail.example.com header.
 		"authserv-id in any case, quoted": {
 			"Authentication-Results: \"MX.\n\texample\" 1; spf=pass smtp.mailfrom=example.com", "spf=pass",
 		},
-		"RFC 8601 5, authserv-id in U-labels": {
-			"Authentication-Results: bücher.example; spf=pass smtp.mailfrom=example.com", "spf=pass",
+		"authserv-id in U-labels, which milters do not know": {
+			"Authentication-Results: bücher.example; spf=pass smtp.mailfrom=example.com", "",
+		},
+		"authserv-id with a dot, which OpenDKIM does not know": {
+			"Authentication-Results: mx.example.; spf=pass smtp.mailfrom=example.com", "",
 		},
 		"authserv-id that is no domain name": {
 			"Authentication-Results: Gateway_7; spf=pass smtp.mailfrom=example.com", "spf=pass",
@@ -355,4 +362,238 @@ func FuzzUpstream(f *testing.F) {
 			t.Fatalf("below Received: %+v", b)
 		}
 	})
+}
+
+// trusting returns a rig that trusts the milter mx.example, and a message for which
+// everything that is verified here has another result than upstream says in the tests.
+func trusting(t *testing.T) (*rig, []byte) {
+	t.Helper()
+	r := newRig(t)
+	r.svc.Config.TrustedAuthservIDs = []string{"mx.example"}
+	k := key(t, r, "example.com")
+	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=reject; rua=mailto:dmarc@example.com"
+		example.com. 300 IN TXT "v=spf1 -all"`)
+	list := r.sealer("list.example")
+	list.H = "From:Subject" // not Received, which is put on top of it below
+	return r, append([]byte("Received: from out.example.com\r\n"), list.Seal(sign(t, k, sample("a@example.com")))...)
+}
+
+// under returns the message below upstream's field.
+func under(results string, msg []byte) []byte {
+	return append([]byte("Authentication-Results: mx.example;\r\n\t"+results+"\r\n"), msg...)
+}
+
+// What upstream has a result of is not verified, and what it has none of is.
+func TestTrustMode(t *testing.T) {
+	const (
+		saysSPF  = "spf=pass smtp.mailfrom=bounces@example.com"
+		saysDKIM = "dkim=fail (bad; dkim=pass) header.d=example.com header.s=2026"
+		saysARC  = "arc=fail"
+
+		spfHere  = "spf=fail smtp.mailfrom=example.com"
+		dkimHere = "dkim=pass header.d=example.com header.s=2026 header.a=ed25519-sha256"
+		arcHere  = "arc=pass"
+		spfThere = "spf=pass smtp.mailfrom=example.com"
+		// The rest of a signature that upstream leaves out is not made up.
+		dkimThere = "dkim=fail header.d=example.com header.s=2026;"
+		arcThere  = "arc=fail"
+
+		askedSPF  = "example.com. TXT"
+		askedDKIM = "2026._domainkey.example.com. TXT"
+		askedARC  = "2023._domainkey.list.example. TXT"
+	)
+	for _, tc := range []struct {
+		name  string
+		field string // what upstream says
+		want  []string
+		asked []string
+	}{
+		{"all", saysSPF + "; " + saysDKIM + "; " + saysARC, []string{spfThere, dkimThere, arcThere}, nil},
+		{"two fields", saysDKIM + "\r\nX-Other: x\r\nAuthentication-Results: mx.example; " + saysSPF + "; " + saysARC, []string{spfThere, dkimThere, arcThere}, nil},
+		{"SPF", saysSPF, []string{spfThere, dkimHere, arcHere}, []string{askedDKIM, askedARC}},
+		{"DKIM", saysDKIM, []string{spfHere, dkimThere, arcHere}, []string{askedSPF, askedARC}},
+		{"ARC", saysARC, []string{spfHere, dkimHere, arcThere}, []string{askedSPF, askedDKIM}},
+		{"DMARC", "dmarc=none header.from=example.com", []string{spfHere, dkimHere, arcHere}, []string{askedSPF, askedDKIM, askedARC}},
+		{"nothing", "none", []string{spfHere, dkimHere, arcHere}, []string{askedSPF, askedDKIM, askedARC}},
+		{"that there is nothing", saysSPF + "; dkim=none; arc=none", []string{spfThere, "dkim=none;"}, nil},
+		{"SPF of another name", "spf=pass smtp.helo=example.com; " + saysDKIM, []string{spfHere, dkimThere, arcHere}, []string{askedSPF, askedARC}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r, msg := trusting(t)
+			s := r.connect("192.0.2.1", "mail.example.com")
+			mods := s.send("bounces@example.com", bob, under(tc.field, msg))
+			res := added(t, mods)
+			for _, want := range tc.want {
+				if !strings.Contains(res, "; "+want) {
+					t.Errorf("%s; want %s", res, want)
+				}
+			}
+			if len(mods) != 1 {
+				t.Errorf("upstream's field is not left alone: %+v", mods)
+			}
+			queries := r.dns.Queries()
+			for _, name := range []string{askedSPF, askedDKIM, askedARC} {
+				if slices.Contains(queries, name) != slices.Contains(tc.asked, name) {
+					t.Errorf("queries for %s: %q", name, queries)
+				}
+			}
+			// Both ways it passes DMARC by one of them.
+			if got := r.take(); len(got) != 1 || got[0].Result.AlignedSPF != slices.Contains(tc.want, spfThere) ||
+				got[0].Result.AlignedDKIM != slices.Contains(tc.want, dkimHere) {
+				t.Errorf("%+v", got)
+			}
+		})
+	}
+	t.Run("no field", func(t *testing.T) {
+		r, msg := trusting(t)
+		s := r.connect("192.0.2.1", "mail.example.com")
+		res := added(t, s.send("bounces@example.com", bob, msg))
+		for _, want := range []string{spfHere, dkimHere, arcHere} {
+			if !strings.Contains(res, "; "+want) {
+				t.Errorf("%s; want %s", res, want)
+			}
+		}
+	})
+}
+
+// removed returns the indexes of the Authentication-Results fields that are removed.
+func removed(mods []milter.ModifyAction) (indexes []uint32) {
+	for _, m := range mods {
+		if m.Code == milter.ActChangeHeader && m.HeaderName == authResField && m.HeaderValue == "" {
+			indexes = append(indexes, m.HeaderIndex)
+		}
+	}
+	return indexes
+}
+
+// RFC 8601 5: what upstream cannot have put where it stands is forged. What a client put
+// above its own Received field cannot be told from upstream's, and does not count below
+// it.
+func TestForgedUpstream(t *testing.T) {
+	const forged = "spf=pass smtp.mailfrom=example.com; dkim=pass header.d=example.com; arc=pass"
+	for name, tc := range map[string]struct {
+		upstream string // its authserv-id, and the only one that is trusted
+		header   []string
+		want     string
+		removed  []uint32
+	}{
+		"below Received": {
+			"mx.example",
+			[]string{
+				"Authentication-Results: MX.example; spf=fail smtp.mailfrom=example.com; dkim=none; arc=none",
+				"Authentication-Results: other.example; spf=pass",
+				"Received: by x",
+				"Authentication-Results: mx.EXAMPLE (c) 1; " + forged,
+				"Authentication-Results: other.example; " + forged,
+				"Received: by y",
+				"Authentication-Results: \"mx.example\"; " + forged,
+			},
+			"spf=fail smtp.mailfrom=example.com; dkim=none",
+			[]uint32{5, 3},
+		},
+		"above Received, below upstream's": {
+			"mx.example",
+			[]string{
+				"Authentication-Results: mx.example; spf=fail smtp.mailfrom=example.com; dkim=none; arc=none",
+				"Authentication-Results: mx.example; " + forged,
+				"Received: by x",
+			},
+			"spf=fail smtp.mailfrom=example.com; dkim=none", nil,
+		},
+		"upstream has our authserv-id": {
+			us,
+			[]string{
+				"Authentication-Results: " + us + "; spf=fail smtp.mailfrom=example.com; dkim=fail header.d=example.com header.s=s header.b=b; arc=fail",
+				"Authentication-Results: " + us + "; " + forged,
+				"Received: by x",
+				"Authentication-Results: " + us + "; " + forged,
+			},
+			"spf=fail smtp.mailfrom=example.com; dkim=fail header.d=example.com header.s=s header.b=b; arc=fail",
+			[]uint32{3, 2, 1},
+		},
+		"our authserv-id, which is not trusted": {
+			"mx.example",
+			[]string{
+				"Authentication-Results: " + us + "; " + forged,
+				"Authentication-Results: mx.example; spf=fail smtp.mailfrom=example.com; dkim=none; arc=none",
+			},
+			"spf=fail smtp.mailfrom=example.com; dkim=none",
+			[]uint32{1},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=reject; rua=mailto:dmarc@example.com"`)
+			r.svc.Config.TrustedAuthservIDs = []string{tc.upstream}
+			r.svc.Config.Enforce = ruapost.DispositionReject
+			s := r.connect("192.0.2.1", "mail.example.com")
+			msg := append([]byte(strings.Join(tc.header, "\r\n")+"\r\n"), sample("a@example.com")...)
+			s.transmit("x@example.com", bob, msg)
+			mods, act, err := s.End()
+			if err != nil || act.Code != milter.ActReplyCode {
+				t.Fatalf("not rejected: %+v, %v", act, err)
+			}
+			want := us + "; " + tc.want + "; dmarc=fail header.from=example.com policy.dmarc=reject"
+			if res := added(t, mods); res != want {
+				t.Errorf("%s\nwant\n%s", res, want)
+			}
+			if got := removed(mods); !slices.Equal(got, tc.removed) {
+				t.Errorf("fields %d removed, want %d", got, tc.removed)
+			}
+		})
+	}
+}
+
+// Of a header that is too large nothing is taken, SPF is checked as ever, and nobody
+// waits for what never began.
+func TestTrustModeHeaderTooLarge(t *testing.T) {
+	r, msg := trusting(t)
+	before := testutil.ToFloat64(limits.WithLabelValues("budget"))
+	s := r.connect("192.0.2.1", "mail.example.com")
+	filler := strings.Repeat("X-Filler: "+strings.Repeat("x", 1000)+"\r\n", MaxHeader/1000)
+	res := added(t, s.send("x@example.com", bob, under("spf=pass smtp.mailfrom=example.com; dkim=none", append([]byte(filler), msg...))))
+	if want := us + `; spf=fail smtp.mailfrom=example.com; dkim=none; dmarc=permerror reason="header too large"`; res != want {
+		t.Errorf("%s, want %s", res, want)
+	}
+	if n := testutil.ToFloat64(limits.WithLabelValues("budget")) - before; n != 0 {
+		t.Error("waited for the budget")
+	}
+}
+
+// Upstream's word about the chain stands for ours: a pass makes what the sets say count,
+// even where we could not validate them, and nothing else does.
+func TestTrustModeSealers(t *testing.T) {
+	const others = "spf=fail smtp.mailfrom=example.com; dkim=none; "
+	for name, tc := range map[string]struct {
+		field string
+		sets  bool
+		want  string
+	}{
+		"pass":                {others + "arc=pass", true, "none [{local_policy arc=pass as[1].d=list.example as[1].s=2023 remote-ip[1]=192.0.2.1}]"},
+		"fail":                {others + "arc=fail", true, "reject []"},
+		"none":                {others + "arc=none", true, "reject []"},
+		"pass and fail":       {others + "arc=pass; arc=fail", true, "reject []"},
+		"nothing, and no key": {others[:len(others)-2], true, "reject []"},
+		"pass of no chain":    {others + "arc=pass", false, "reject []"},
+		"of another host":     {others[:len(others)-2] + "\r\nAuthentication-Results: other.example; arc=pass", true, "reject []"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, _ := trusting(t)
+			r.svc.Config.Enforce = ruapost.DispositionReject
+			r.svc.Config.TrustedSealers = []string{"list.example"}
+			list := arctest.NewSealer("list.example") // whose key is not in the DNS
+			list.Results = "dmarc=pass header.from=example.com"
+			msg := sample("a@example.com")
+			if tc.sets {
+				msg = list.Seal(msg)
+			}
+			s := r.connect("192.0.2.1", "mail.example.com")
+			s.transmit("x@example.com", bob, under(tc.field, msg))
+			s.finish()
+			got := r.take()
+			if len(got) != 1 || fmt.Sprintf("%s %v", got[0].Result.Disposition, got[0].Result.Overrides) != tc.want {
+				t.Errorf("%+v, want %s", got, tc.want)
+			}
+		})
+	}
 }
