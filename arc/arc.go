@@ -59,6 +59,11 @@ const (
 	MaxComment = 1000
 )
 
+// limitError is the error of a chain that is beyond a bound.
+type limitError string
+
+func (e limitError) Error() string { return string(e) }
+
 // Field is a header field. The value begins behind the colon, blanks included, and
 // ends before the line end; its folds are CRLF or LF.
 type Field struct{ Name, Value string }
@@ -75,6 +80,8 @@ type Result struct {
 	Status ruapost.AuthResult
 	// Reason says in our own words why the chain failed.
 	Reason string
+	// Limited says that it failed because of one of the bounds above.
+	Limited bool
 	// Sets are the sets from instance 1 on. They are empty if the structure of the
 	// chain is broken, and no more than claims unless the chain passed.
 	Sets []Set
@@ -177,6 +184,7 @@ func (v *Verifier) Finish(ctx context.Context) *Result {
 	r := &Result{Status: ruapost.AuthPass, Sets: publicSets(v.chain)}
 	if err := v.validate(ctx); err != nil {
 		r.Status, r.Reason = ruapost.AuthFail, err.Error()
+		r.Limited = errors.As(err, new(limitError))
 		return r
 	}
 	r.OldestPass = v.oldestPass(ctx)

@@ -253,6 +253,9 @@ func TestRules(t *testing.T) {
 			if r.Reason != c.reason || (r.Status == ruapost.AuthPass) != (c.reason == "") {
 				t.Errorf("%s: %q, want %q", r.Status, r.Reason, c.reason)
 			}
+			if r.Limited != (c.reason != "" && strings.HasPrefix(c.name, "Max")) {
+				t.Errorf("limited: %v", r.Limited)
+			}
 		})
 	}
 }
@@ -719,6 +722,9 @@ func TestKeys(t *testing.T) {
 			}
 			if r.Reason != want || (r.Status == ruapost.AuthPass) != (want == "") {
 				t.Errorf("%s: %q, want %q", r.Status, r.Reason, want)
+			}
+			if r.Limited != (want != "" && strings.HasPrefix(c.name, "Max")) {
+				t.Errorf("limited: %v", r.Limited)
 			}
 		})
 	}

@@ -68,10 +68,10 @@ func collect(fields []Field) ([]set, error) {
 			continue
 		}
 		if len(fields) > MaxFields {
-			return nil, errors.New("too many header fields")
+			return nil, limitError("too many header fields")
 		}
 		if len(f.Value) > MaxField {
-			return nil, fmt.Errorf("%s: too large", fieldNames[kind])
+			return nil, limitError(fieldNames[kind] + ": too large")
 		}
 		var s set
 		instance, err := s.parse(kind, f.Value)
@@ -259,7 +259,7 @@ func (m *messageSignature) parseCanonicalization(tags *tagList) error {
 // set's own does not exist yet when its message signature is made.
 func (m *messageSignature) parseNames(h string) error {
 	if strings.Count(h, ":") >= MaxSignedFields {
-		return errors.New("too many names in h=")
+		return limitError("too many names in h=")
 	}
 	for name := range strings.SplitSeq(h, ":") {
 		m.names = append(m.names, lowerName(name))

@@ -73,7 +73,7 @@ func (k *key) parse() {
 	case len(k.txts) > 1: // RFC 6376 3.6.2.2: undefined
 		k.err = errors.New("there is more than one key record")
 	case len(k.txts[0]) > MaxKeyRecord:
-		k.err = errors.New("the key record is too large")
+		k.err = limitError("the key record is too large")
 	default:
 		k.public, k.algorithm, k.err = parseKey(k.txts[0])
 	}

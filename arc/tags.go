@@ -41,7 +41,7 @@ func parseTags(list string) (*tagList, error) {
 			return nil, errors.New("a tag is there twice")
 		}
 		if len(tags.values) == MaxTags {
-			return nil, errors.New("too many tags")
+			return nil, limitError("too many tags")
 		}
 		if name == "b" {
 			tags.unsigned = list[:end-len(value)] + list[end:]

@@ -49,7 +49,14 @@ func (m *message) finishARC(ctx context.Context) *arc.Result {
 	case m.arc == nil:
 		return nil
 	}
-	return m.arc.Finish(ctx)
+	result := m.arc.Finish(ctx)
+	if result.Limited {
+		limits.WithLabelValues("arc").Inc()
+	}
+	if result.Status == ruapost.AuthFail && ctx.Err() != nil {
+		limits.WithLabelValues("budget").Inc()
+	}
+	return result
 }
 
 // sealedPass says whether a sealer that is trusted has seen the message pass DMARC. A

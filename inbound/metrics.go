@@ -28,7 +28,7 @@ var (
 	limits = promauto.NewCounterVec(prometheus.CounterOpts{
 		Name: "ruapost_milter_limit_total",
 		Help: "Limits that messages hit: header, fields, forged, recipients, signatures, signed_fields, " +
-			"signed_header, key_record, blank_lines, budget.",
+			"signed_header, key_record, blank_lines, arc, budget.",
 	}, []string{"limit"})
 	panics = promauto.NewCounter(prometheus.CounterOpts{
 		Name: "ruapost_milter_panics_total",
