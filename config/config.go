@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"ruapost"
+	"ruapost/compose"
 	"ruapost/dmarc"
 )
 
@@ -256,6 +257,17 @@ func parse(file, text, host string) (*Config, error) {
 	}
 	c.derive(host)
 	return c, nil
+}
+
+// CheckFiles returns what is wrong with the files that the programs read later: the
+// public suffix list and the DKIM key.
+func (c *Config) CheckFiles() error {
+	_, errSuffixes := c.Milter.Suffixes()
+	var errKey error
+	if c.DKIM.KeyFile != "" {
+		_, errKey = compose.LoadSigner(c.DKIM.Domain, c.DKIM.Selector, c.DKIM.KeyFile)
+	}
+	return errors.Join(errSuffixes, errKey)
 }
 
 // check returns an error, and the key to tell it of, if only some of the keys

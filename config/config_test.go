@@ -79,7 +79,7 @@ discovery = "psl"
 public_suffix_list = "/srv/list.dat"
 report_on = "all"
 budget = "1m"
-trusted_networks = ["192.0.2.0/24", "2001:db8::1", "::ffff:192.0.2.1"]
+trusted_networks = ["192.0.2.0/24", "2001:db8::1", "::ffff:192.0.2.1", "[::1]/128", "[::ffff:127.0.0.0]/104"]
 
 [reporter]
 from = "dmarc-noreply@Bücher.example"
@@ -119,7 +119,7 @@ comment = "known list"
 		Milter: Milter{
 			Listen:          []Listen{{"unix", "/run/x.sock"}, {"tcp", "[::1]:8890"}, {"tcp", "localhost:0"}},
 			AuthservID:      "mx.example",
-			TrustedNetworks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::1/128"), netip.MustParsePrefix("192.0.2.1/32")},
+			TrustedNetworks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::1/128"), netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("127.0.0.0/8")},
 			Trust:           true, TrustedAuthservIDs: []string{"MX.example", "Gateway_7"}, TrustedSealers: []string{"lists.example"},
 			Enforce:        ruapost.DispositionReject,
 			Quarantine:     "header",
@@ -239,6 +239,7 @@ func TestErrors(t *testing.T) {
 		{"override key", "[[override]]\nfrom = 'other'\n", `f.toml:1: override: section 1: unknown key "from"; expected one of source, dkim, spf, list_id, recipient, type, comment`},
 		{"override network", "[[override]]\ndkim = 'a.example'\n[[override]]\nsource = '192.0.2.1/24'\n", `f.toml:3: override: section 2: source: "192.0.2.1/24": address inside the network 192.0.2.0/24; expected a list of networks such as "192.0.2.0/24" or "2001:db8::/32"`},
 		{"override type", "[[override]]\ndkim = 'a.example'\ntype = 'sampled_out'\n", `f.toml:1: override: section 1: type: "sampled_out": not supported; expected "local_policy", "trusted_forwarder", "mailing_list", "forwarded" or "other"`},
+		{"override list address", "[[override]]\nlist_id = 'users@a.example'\n", `f.toml:1: override: section 1: list_id: "users@a.example": not a list identifier; expected a list of list identifiers such as "list.example.org", without angle brackets`},
 		{"override list", "[[override]]\nlist_id = '<a.example>'\n", `f.toml:1: override: section 1: list_id: "<a.example>": not a list identifier; expected a list of list identifiers such as "list.example.org", without angle brackets`},
 		{
 			"no network", "[milter]\ntrusted_networks = [\"10/8\"]\n",
@@ -249,8 +250,8 @@ func TestErrors(t *testing.T) {
 			`f.toml:2: milter.trusted_networks: "10.0.0.1/8": address inside the network 10.0.0.0/8; expected a list of networks such as "192.0.2.0/24" or "2001:db8::/32"`,
 		},
 		{
-			"mapped network", "[milter]\ntrusted_networks = [\"::ffff:10.0.0.0/104\"]\n",
-			`f.toml:2: milter.trusted_networks: "::ffff:10.0.0.0/104": IPv4 network in IPv6 form; expected a list of networks such as "192.0.2.0/24" or "2001:db8::/32"`,
+			"mapped network", "[milter]\ntrusted_networks = [\"::ffff:10.0.0.0/95\"]\n",
+			`f.toml:2: milter.trusted_networks: "::ffff:10.0.0.0/95": IPv4 network in IPv6 form with less than 96 bits; expected a list of networks such as "192.0.2.0/24" or "2001:db8::/32"`,
 		},
 		{"tlsrpt by tcp", "[tlspolicy]\ntlsrpt = \"tcp:127.0.0.1:1\"\n", `f.toml:2: tlspolicy.tlsrpt: "tcp:127.0.0.1:1": not a unix socket; expected a socket "unix:/PATH", or "" for none`},
 

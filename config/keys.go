@@ -290,8 +290,12 @@ func parseServer(s string) (string, error) {
 	return server.String(), nil
 }
 
-// parseNetwork accepts a network, or an address as the network of itself.
+// parseNetwork accepts a network, or an address as the network of itself. Postfix puts
+// brackets around IPv6 addresses.
 func parseNetwork(s string) (netip.Prefix, error) {
+	if rest, ok := strings.CutPrefix(s, "["); ok {
+		s = strings.Replace(rest, "]", "", 1)
+	}
 	if addr, err := netip.ParseAddr(s); err == nil {
 		addr = addr.Unmap()
 		return addr.Prefix(addr.BitLen())
@@ -301,7 +305,10 @@ func parseNetwork(s string) (netip.Prefix, error) {
 		return netip.Prefix{}, errors.New("not a network")
 	}
 	if network.Addr().Is4In6() {
-		return netip.Prefix{}, errors.New("IPv4 network in IPv6 form")
+		if network.Bits() < 96 {
+			return netip.Prefix{}, errors.New("IPv4 network in IPv6 form with less than 96 bits")
+		}
+		network = netip.PrefixFrom(network.Addr().Unmap(), network.Bits()-96)
 	}
 	if network != network.Masked() {
 		return netip.Prefix{}, fmt.Errorf("address inside the network %s", network.Masked())

@@ -72,7 +72,7 @@ func oneOrMore[T any](to *[]T, expected string, parse func(string) (T, error)) s
 }
 
 func parseListID(s string) (string, error) {
-	if strings.ContainsAny(s, "<> \t") {
+	if strings.ContainsAny(s, "<>@ \t") {
 		return "", errors.New("not a list identifier")
 	}
 	s, err := parseName(s)

@@ -89,8 +89,7 @@ func (p *program) reload(ctx context.Context, hangups <-chan os.Signal, reloads 
 			slog.Error("configuration not reloaded, the old one stays in force", "err", err)
 		} else {
 			select {
-			case reloads <- cfg:
-				slog.Info("configuration reloaded; sockets, store, name servers and metrics are changed by a restart only")
+			case reloads <- cfg: // run says what it makes of it
 			case <-ctx.Done():
 				return
 			}
@@ -146,6 +145,10 @@ func (p *program) main(args []string, stdout, stderr io.Writer) int {
 		return exitUsage
 	}
 	if *check {
+		if err := cfg.CheckFiles(); err != nil {
+			fmt.Fprintln(stderr, err)
+			return exitUsage
+		}
 		fmt.Fprintln(stdout, "No mistakes found in the configuration.")
 		return exitOK
 	}

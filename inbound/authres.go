@@ -2,10 +2,12 @@ package inbound
 
 import (
 	"strconv"
+	"strings"
 
 	"ruapost"
 	"ruapost/arc"
 	"ruapost/authres"
+	"ruapost/dmarc"
 )
 
 // authResValue returns the Authentication-Results field's value without the blank in
@@ -59,6 +61,9 @@ func arcAuthres(chain *arc.Result) authres.Result {
 
 func (j *judgement) dmarcAuthres() authres.Result {
 	r := authres.Result{Method: "dmarc", Value: string(j.result), Reason: j.problem}
+	if j.result == dmarc.ResultFail {
+		r.Reason = strings.TrimSuffix("disposition "+j.outcome()+": "+j.reasons(), ": ")
+	}
 	add(&r, "header", "from", j.author)
 	if j.policy != nil {
 		add(&r, "policy", "dmarc", string(j.policy.Effective)) // RFC 9989 9.1

@@ -129,6 +129,19 @@ func anyWithin(name string, domains []string) bool {
 	return slices.ContainsFunc(domains, func(d string) bool { return name == d || strings.HasSuffix(name, "."+d) })
 }
 
+// reasons are the overrides as a text.
+func (d *decision) reasons() string {
+	var reasons []string
+	for _, o := range d.overrides {
+		reason := string(o.Type)
+		if o.Comment != "" {
+			reason += " (" + o.Comment + ")"
+		}
+		reasons = append(reasons, reason)
+	}
+	return strings.Join(reasons, ", ")
+}
+
 // outcome is the decision in a word, for the metrics.
 func (d *decision) outcome() string {
 	if d.deferred {

@@ -1,7 +1,9 @@
 package inbound
 
 import (
+	"bytes"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -142,6 +144,31 @@ func TestDefer(t *testing.T) {
 	r.svc.Config.DeferTemperror = false
 	if done, got := try("lost.example"); done != "" || len(got) != 0 {
 		t.Errorf("the policy is not known, accepted: %q, %+v", done, got)
+	}
+}
+
+// Whoever asks in the morning why a message was rejected finds one line with all that an
+// exception could go by; hostile text does not get into it raw.
+func TestLogOfFailures(t *testing.T) {
+	var log bytes.Buffer
+	defer slog.SetDefault(slog.Default())
+	slog.SetDefault(slog.New(slog.NewTextHandler(&log, nil)))
+	r := newRig(t)
+	k := key(t, r, "lists.example.net")
+	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=reject"
+		_dmarc.example.org. 300 IN TXT "v=DMARC1; p=reject"
+		example.org. 300 IN TXT "v=spf1 ip4:192.0.2.1 -all"`)
+	r.svc.Config.Enforce = ruapost.DispositionQuarantine
+	s := r.connect("192.0.2.1", "mail.example.com")
+	msg := append([]byte("List-Id: A list <some.lists.example.net\x1b>\r\n"), sample("a@example.com")...)
+	s.transmit("x@y.example", bob, sign(t, k, msg))
+	s.finish()
+	s.send("x@example.org", bob, sample("a@example.org"))
+	const want = `level=INFO msg=judged queue_id="" client=192.0.2.1 domain=example.com dmarc=fail policy=reject done=quarantine ` +
+		`why="local_policy (quarantined instead of rejected)" spf=none:y.example dkim=pass:lists.example.net list_id=some.lists.example.net` + "\n"
+	_, got, _ := strings.Cut(log.String(), " ")
+	if got != want {
+		t.Errorf("%q\nwant\n%q", got, want)
 	}
 }
 

@@ -335,17 +335,17 @@ func TestHostileRecords(t *testing.T) {
 	const good = policy + `"v=DMARC1; p=reject; rua=mailto:dmarc@example.com"`
 	many := func(owner string, n int) string { return strings.Repeat(owner+"junk\n", n) }
 	for name, tc := range map[string]struct{ zone, want string }{
-		"as it should be":             {good, "dmarc=fail header.from=example.com policy.dmarc=reject"},
-		"NUL at the end":              {policy + `"v=DMARC1; p=reject; rua=mailto:dmarc@example.com\000"`, "dmarc=fail header.from=example.com policy.dmarc=reject"},
+		"as it should be":             {good, `dmarc=fail reason="disposition none: local_policy (policy is not enforced here)" header.from=example.com policy.dmarc=reject`},
+		"NUL at the end":              {policy + `"v=DMARC1; p=reject; rua=mailto:dmarc@example.com\000"`, `dmarc=fail reason="disposition none: local_policy (policy is not enforced here)" header.from=example.com policy.dmarc=reject`},
 		"NUL in a tag":                {policy + `"v=DMARC1; p=rej\000ect"`, "dmarc=permerror header.from=example.com"},
 		"control characters":          {policy + `"v=DMARC1; p=reject; sp=\013\010; rua=mailto:a\010b@example.com"`, "dmarc=permerror header.from=example.com"},
-		"octets beyond ASCII":         {policy + `"v=DMARC1; p=reject; x=\255\192; rua=mailto:\228@example.com"`, "dmarc=fail header.from=example.com policy.dmarc=reject"},
-		"255 other records":           {many(policy, 255) + good, "dmarc=fail header.from=example.com policy.dmarc=reject"},
+		"octets beyond ASCII":         {policy + `"v=DMARC1; p=reject; x=\255\192; rua=mailto:\228@example.com"`, `dmarc=fail reason="disposition none: local_policy (policy is not enforced here)" header.from=example.com policy.dmarc=reject`},
+		"255 other records":           {many(policy, 255) + good, `dmarc=fail reason="disposition none: local_policy (policy is not enforced here)" header.from=example.com policy.dmarc=reject`},
 		"256 other records":           {many(policy, 256) + good, "dmarc=temperror header.from=example.com"},
 		"two records":                 {good + "\n" + policy + `"v=DMARC1; p=none"`, "dmarc=none header.from=example.com"},
-		"empty strings around it":     {policy + `"" "v=DMARC1; p=reject; " "" "rua=mailto:dmarc@example.com" ""`, "dmarc=fail header.from=example.com policy.dmarc=reject"},
+		"empty strings around it":     {policy + `"" "v=DMARC1; p=reject; " "" "rua=mailto:dmarc@example.com" ""`, `dmarc=fail reason="disposition none: local_policy (policy is not enforced here)" header.from=example.com policy.dmarc=reject`},
 		"an empty record":             {policy + `""`, "dmarc=none header.from=example.com"},
-		"an empty record beside it":   {policy + `""` + "\n" + good, "dmarc=fail header.from=example.com policy.dmarc=reject"},
+		"an empty record beside it":   {policy + `""` + "\n" + good, `dmarc=fail reason="disposition none: local_policy (policy is not enforced here)" header.from=example.com policy.dmarc=reject`},
 		"SPF, NUL":                    {good + "\n" + author + `"v=spf1 ip4:192.0.2.1\000 -all"`, "spf=permerror smtp.mailfrom=example.com; dkim=none; dmarc=fail"},
 		"SPF, octets beyond ASCII":    {good + "\n" + author + `"v=spf1 include:\228.example -all"`, "spf=permerror smtp.mailfrom=example.com; dkim=none; dmarc=fail"},
 		"SPF, 255 other records":      {many(author, 255) + good + "\n" + author + `"v=spf1 ip4:192.0.2.1 -all"`, "spf=pass smtp.mailfrom=example.com; dkim=none; dmarc=pass"},

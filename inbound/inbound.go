@@ -145,7 +145,8 @@ type Service struct {
 	// a random one.
 	Draw func() int
 
-	reloaded atomic.Pointer[Config] // nil: Config
+	reloaded   atomic.Pointer[Config] // nil: Config
+	complained atomic.Int64           // when upstream was last found silent, Unix time
 }
 
 // Reload makes messages that begin from now on be judged by cfg.

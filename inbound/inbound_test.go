@@ -308,8 +308,8 @@ func TestNotRecorded(t *testing.T) {
 		_dmarc.example.com. 300 IN TXT "v=DMARC1; p=reject; rua=mailto:dmarc@example.com"`)
 	s := r.connect("192.0.2.1", "mail.example.com")
 	for from, want := range map[string]string{
-		"a@norua.example":    "dmarc=fail header.from=norua.example policy.dmarc=reject",
-		"a@httponly.example": "dmarc=fail header.from=httponly.example policy.dmarc=reject",
+		"a@norua.example":    `dmarc=fail reason="disposition none: local_policy (policy is not enforced here)" header.from=norua.example policy.dmarc=reject`,
+		"a@httponly.example": `dmarc=fail reason="disposition none: local_policy (policy is not enforced here)" header.from=httponly.example policy.dmarc=reject`,
 		"a@nothing.example":  "dmarc=none header.from=nothing.example",
 		"nobody":             `dmarc=permerror reason="no author domain"`,
 	} {

@@ -2,6 +2,7 @@ package inbound
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"time"
@@ -43,9 +44,41 @@ func (m *message) judge() *judgement {
 	}
 	j.evaluate(ctx)
 	j.decision = j.decide()
-	slog.Debug("judged", "queue_id", m.queueID, "domain", j.author, "dmarc", j.result,
-		"disposition", j.disposition, "client", m.client)
+	j.log()
 	return j
+}
+
+// log tells whoever asks why a message was rejected, quarantined or deferred, or what
+// would have been, and what an exception could go by.
+func (j *judgement) log() {
+	level := slog.LevelDebug
+	if j.deferred || j.result != dmarc.ResultPass && j.policy != nil && j.policy.Effective != ruapost.DispositionNone {
+		level = slog.LevelInfo
+	}
+	if !slog.Default().Enabled(context.Background(), level) {
+		return
+	}
+	args := []any{"queue_id", j.msg.queueID, "client", j.msg.client, "domain", j.author, "dmarc", j.result}
+	if j.problem != "" {
+		args = append(args, "problem", j.problem)
+	}
+	if j.policy != nil {
+		args = append(args, "policy", j.policy.Effective, "done", j.outcome())
+	}
+	if len(j.overrides) > 0 {
+		args = append(args, "why", j.reasons())
+	}
+	args = append(args, "spf", fmt.Sprintf("%s:%s", j.spf.Result, j.spf.Domain))
+	for i := range j.dkim {
+		args = append(args, "dkim", fmt.Sprintf("%s:%s", j.dkim[i].result, j.dkim[i].domain))
+	}
+	if j.arc != nil {
+		args = append(args, "arc", j.arc.Comment())
+	}
+	for _, id := range j.msg.listIDs() {
+		args = append(args, "list_id", ruapost.Clean(id, 100))
+	}
+	slog.Log(context.Background(), level, "judged", args...)
 }
 
 // verify takes the results of SPF, DKIM and ARC, ours or those of upstream.

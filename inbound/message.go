@@ -266,6 +266,7 @@ func (m *message) endOfHeader(queueID string) {
 	m.findAuthors()
 	if m.trusts() {
 		m.upstream = readUpstream(m.header, m.config.TrustedAuthservIDs, m.spfResult(""), m.signatures())
+		m.service.countUpstream(&m.upstream, m.queueID)
 		if m.upstream.spf == nil {
 			m.startSPF()
 		}

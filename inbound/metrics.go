@@ -25,6 +25,11 @@ var (
 		Help: "Failing messages that were kept from their domain's policy by a section [[override]], or because " +
 			"a trusted sealer had seen them pass (arc).",
 	}, []string{"by"})
+	upstreamResults = promauto.NewCounterVec(prometheus.CounterOpts{
+		Name: "ruapost_milter_upstream_total",
+		Help: "With mode \"trust\", messages with results of milters before this one that were taken, by method: " +
+			"spf, dkim, arc; or of none: nothing.",
+	}, []string{"method"})
 	limits = promauto.NewCounterVec(prometheus.CounterOpts{
 		Name: "ruapost_milter_limit_total",
 		Help: "Limits that messages hit: header, fields, forged, recipients, signatures, signed_fields, " +

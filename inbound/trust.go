@@ -2,8 +2,10 @@ package inbound
 
 import (
 	"cmp"
+	"log/slog"
 	"slices"
 	"strings"
+	"time"
 
 	"ruapost"
 	"ruapost/authres"
@@ -42,6 +44,30 @@ func readUpstream(header []field, trusted []string, identity ruapost.SPFResult, 
 	}
 	u.readDKIM(topmost(fields, "dkim"), signatures)
 	return u
+}
+
+// complainEach is how often it is logged that upstream is silent; it is all counted.
+const complainEach = time.Minute
+
+// countUpstream counts what was taken. That nothing was is most likely a mistake in the
+// configuration, which nothing else would show.
+func (s *Service) countUpstream(u *upstream, queueID string) {
+	nothing := true
+	for method, taken := range map[string]bool{"spf": u.spf != nil, "dkim": u.foundDKIM, "arc": u.arc != ""} {
+		if taken {
+			upstreamResults.WithLabelValues(method).Inc()
+			nothing = false
+		}
+	}
+	if !nothing {
+		return
+	}
+	upstreamResults.WithLabelValues("nothing").Inc()
+	now, last := s.now().Unix(), s.complained.Load()
+	if now-last >= int64(complainEach/time.Second) && s.complained.CompareAndSwap(last, now) {
+		slog.Warn("milter: no results of the milters before this one; everything is verified here",
+			"trusted_authserv_ids", s.config().TrustedAuthservIDs, "queue_id", queueID)
+	}
 }
 
 // trustedFields returns the fields that may be trusted, the topmost first.

@@ -447,7 +447,11 @@ func TestTrustMode(t *testing.T) {
 	t.Run("no field", func(t *testing.T) {
 		r, msg := trusting(t)
 		s := r.connect("192.0.2.1", "mail.example.com")
+		before := testutil.ToFloat64(upstreamResults.WithLabelValues("nothing"))
 		res := added(t, s.send("bounces@example.com", bob, msg))
+		if n := testutil.ToFloat64(upstreamResults.WithLabelValues("nothing")) - before; n != 1 {
+			t.Errorf("counted %v times", n)
+		}
 		for _, want := range []string{spfHere, dkimHere, arcHere} {
 			if !strings.Contains(res, "; "+want) {
 				t.Errorf("%s; want %s", res, want)
@@ -533,7 +537,7 @@ func TestForgedUpstream(t *testing.T) {
 			if err != nil || act.Code != milter.ActReplyCode {
 				t.Fatalf("not rejected: %+v, %v", act, err)
 			}
-			want := us + "; " + tc.want + "; dmarc=fail header.from=example.com policy.dmarc=reject"
+			want := us + "; " + tc.want + `; dmarc=fail reason="disposition reject" header.from=example.com policy.dmarc=reject`
 			if res := added(t, mods); res != want {
 				t.Errorf("%s\nwant\n%s", res, want)
 			}

@@ -55,9 +55,12 @@ func run(ctx context.Context, cfg *config.Config, reloads <-chan *config.Config)
 	go func() {
 		for cfg := range reloads {
 			if judgement, err := inboundConfig(cfg); err != nil {
-				slog.Error("the old configuration stays in force", "err", err)
+				slog.Error("configuration not reloaded, the old one stays in force", "err", err)
 			} else {
 				service.Reload(judgement)
+				slog.Info("configuration reloaded; sockets, store, name servers and metrics are changed by a restart only",
+					"enforce", judgement.Enforce, "overrides", len(judgement.Overrides),
+					"trusted_authserv_ids", judgement.TrustedAuthservIDs, "trusted_sealers", judgement.TrustedSealers)
 			}
 		}
 	}()
