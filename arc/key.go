@@ -38,6 +38,10 @@ func (k *key) verify(ctx context.Context, s *signature, digest []byte) error {
 	select {
 	case <-k.done:
 	case <-ctx.Done():
+	}
+	select {
+	case <-k.done: // perhaps both
+	default:
 		return errors.New("the key did not come in time")
 	}
 	if !k.parsed {

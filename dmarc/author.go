@@ -22,10 +22,11 @@ const (
 // all of them, folded or not (RFC 9989 5.3.1, RFC 5322 3.4). Several domains are
 // evaluated each for itself.
 //
-// An error says why the message is outside DMARC: there is no From field, one
-// that cannot be read or one without a domain name, and then no domain is
-// returned; or there are several fields or too many domains, and then those
-// domains are returned that a receiver may look at nevertheless.
+// An error says why the message is outside DMARC: there is no From field, several,
+// one that cannot be read or none with a domain name, or there are too many domains.
+// With it those domains are returned that a receiver may look at nevertheless, if
+// there are any: who adds a field or an address that nobody can read must not keep
+// the others from being looked at.
 //
 // What stands around the address of a mailbox is read leniently, as mail clients
 // do, since real mail has it wrong all the time: "@" in an unquoted display name,
@@ -33,14 +34,17 @@ const (
 // the address is not.
 func AuthorDomains(fields []string) ([]string, error) {
 	var domains []string
+	var unreadable error
 	for _, field := range fields {
-		if err := addDomains(&domains, field); err != nil {
-			return nil, fmt.Errorf("dmarc: From field %q: %w", ruapost.Clean(field, 100), err)
+		if err := addDomains(&domains, field); err != nil && unreadable == nil {
+			unreadable = fmt.Errorf("dmarc: From field %q: %w", ruapost.Clean(field, 100), err)
 		}
 	}
 	switch {
 	case len(fields) == 0:
 		return nil, errors.New("dmarc: no From field")
+	case unreadable != nil:
+		return domains[:min(len(domains), maxAuthorDomains)], unreadable
 	case len(domains) == 0:
 		return nil, fmt.Errorf("dmarc: From field %q: no address with a domain name", ruapost.Clean(fields[0], 100))
 	case len(domains) > maxAuthorDomains:
@@ -51,8 +55,8 @@ func AuthorDomains(fields []string) ([]string, error) {
 	return domains, nil
 }
 
-// addDomains adds to domains what one field has. It stops once there are too
-// many.
+// addDomains adds to domains what one field has, up to what cannot be read. It stops
+// once there are too many.
 func addDomains(domains *[]string, field string) error {
 	if len(field) > maxFromLength {
 		return fmt.Errorf("%d octets long", len(field))

@@ -28,6 +28,8 @@ func TestAuthorDomains(t *testing.T) {
 		{"several domains", "a@example.com, b@example.net", []string{"example.com", "example.net"}, ""},
 		{"group", "Team: a@example.com, B <b@example.net>;", []string{"example.com", "example.net"}, ""},
 		{"group among others", "Team: a@example.com;, c@example.org", []string{"example.com", "example.org"}, ""},
+		{"group behind an address", "a@example.com, Team: b@example.net;", []string{"example.com", "example.net"}, ""},
+		{"two groups", "Team: a@example.com;, Others: b@example.net;", []string{"example.com", "example.net"}, ""},
 		{"group without an end", "Re: Ann <a@example.com>", []string{"example.com"}, ""},
 		{"empty list entries", ", a@example.com,,", []string{"example.com"}, ""},
 		{"semicolons between addresses", "a@example.com; b@example.net", []string{"example.com", "example.net"}, ""},
@@ -54,6 +56,26 @@ func TestAuthorDomains(t *testing.T) {
 		{"ideographic full stop", "a@bücher。example", []string{"xn--bcher-kva.example"}, ""},
 		{"underscore", "a@_x.example.com", []string{"_x.example.com"}, ""},
 		{"dots as some providers allow them", "a..b.@example.com", []string{"example.com"}, ""},
+		{"RFC 9989 5.3.1: U-label and A-label of one domain", "a@bücher.example, b@XN--BCHER-KVA.example", []string{"xn--bcher-kva.example"}, ""},
+		{"U-labels and A-labels in one domain", "a@xn--bcher-kva.BÜCHER.example", []string{"xn--bcher-kva.xn--bcher-kva.example"}, ""},
+		{"U-label in two code points", "a@bu\u0308cher.example", []string{"xn--bcher-kva.example"}, ""},
+		{"IDNA 2008: sharp s is not ss", "a@faß.example, b@fass.example", []string{"xn--fa-hia.example", "fass.example"}, ""},
+		{"A-label that decodes to nothing is a name all the same", "a@xn--a.example", []string{"xn--a.example"}, ""},
+		{"invisible characters in a domain", "a@exam\u00adp\u200ble.com", []string{"example.com"}, ""},
+		{"fullwidth characters", "a@ｅｘａｍｐｌｅ．com", []string{"example.com"}, ""},
+		{"8-bit local part", "j\xf6rg@example.com", []string{"example.com"}, ""},
+		{"single label", "root@localhost", []string{"localhost"}, ""},
+		{"top level", "a@com", []string{"com"}, ""},
+		{"final dot in angle brackets", "<a@example.com.>", []string{"example.com"}, ""},
+		{"RFC 5322 4.4: folded domain", "a@example\r\n .com", []string{"example.com"}, ""},
+		{"RFC 5322 4.4: domain folded in a comment", "a@example.(x\r\n )\r\n\tcom", []string{"example.com"}, ""},
+		{"RFC 5322 4.5: a line of blanks alone", "a@example.com,\r\n\t\r\n b@example.net", []string{"example.com", "example.net"}, ""},
+		{"routes of other times in the local part", "example.org!a%example.net@example.com", []string{"example.com"}, ""},
+		{"RFC 5322 4.4: dots and quoted strings in a local part", `a."b@c.org".d@example.com`, []string{"example.com"}, ""},
+		{"address in brackets as local part", `"<a@b.com>"@d.com`, []string{"d.com"}, ""},
+		{"empty group beside an address", "undisclosed: ;, a@example.com", []string{"example.com"}, ""},
+		{"null address beside another", "<>, a@example.com", []string{"example.com"}, ""},
+		{"label of 63 octets", "a@" + strings.Repeat("b", 63) + ".example", []string{strings.Repeat("b", 63) + ".example"}, ""},
 		{"address literal beside a domain", "a@[192.0.2.1], b@example.com", []string{"example.com"}, ""},
 
 		{"empty", "", nil, "no address with a domain name"},
@@ -64,6 +86,10 @@ func TestAuthorDomains(t *testing.T) {
 		{"empty group", "undisclosed: ;", nil, "no address with a domain name"},
 		{"IPv4 literal", "a@[192.0.2.1]", nil, "no address with a domain name"},
 		{"IPv6 literal", "A <a@[IPv6:2001:db8::1]>", nil, "no address with a domain name"},
+		{"name in brackets", "a@[example.com]", nil, "no address with a domain name"},
+		{"address in quotes", `"a@example.com"`, nil, "no address with a domain name"},
+		{"fullwidth @", "a＠example.com", nil, "no address with a domain name"},
+		{"address as the name of nobody", "a@example.com <>", nil, "no address with a domain name"},
 		{"encoded address", "=?utf-8?B?YUBleGFtcGxlLmNvbQ==?=", nil, "no address with a domain name"},
 
 		{"unbalanced comment behind a domain", "a@example.net(.example.com", nil, "comment without an end"},
@@ -85,6 +111,7 @@ func TestAuthorDomains(t *testing.T) {
 		{"text behind the address", "<a@b.com> c@d.com", nil, "text behind the address"},
 		{"list inside angle brackets", "<a@b.com,c@d.com>", nil, `misplaced ","`},
 		{"RFC 5322 4.4: source route", "<@b.com:a@d.com>", nil, `no local part before "@"`},
+		{"RFC 5322 4.4: source route without brackets", "@b.com:a@d.com", nil, "misplaced colon"},
 		{"RFC 5322 4.4: source route of several", "<@b.com,@c.com:a@d.com>", nil, `no local part before "@"`},
 		{"two @", "a@b.com@d.com", nil, `misplaced "@"`},
 		{"blank in the domain", "a@b.com d.com", nil, "without a dot"},
@@ -94,7 +121,15 @@ func TestAuthorDomains(t *testing.T) {
 		{"open literal", "a@[192.0.2.1", nil, `'[' without ']'`},
 		{"no domain", "a@", nil, "empty"},
 		{"empty label", "a@b..com", nil, "empty label"},
+		{"two final dots", "a@example.com..", nil, "empty label"},
 		{"address as domain", "a@192.0.2.1", nil, "last label is a number"},
+		{"address in fullwidth digits as domain", "a@１９２.0.2.１", nil, "last label is a number"},
+		{"U-label that calls itself an A-label", "a@xn--bücher.example", nil, "not a domain name"},
+		{"bidirectional override in the domain", "a@\u202eexample.com", nil, "not a domain name"},
+		{"no-break space behind the domain", "a@example.com\u00a0", nil, "not a domain name"},
+		{"folded in the middle of a label", "a@exam\r\n ple.com", nil, "without a dot"},
+		{"label of 64 octets", "a@" + strings.Repeat("b", 64) + ".example", nil, "63 octets"},
+		{"domain of 260 octets", "a@" + strings.Repeat("bcd.", 64) + "com", nil, "253 octets"},
 		{"encoded word as domain", "a@=?utf-8?Q?b=2Ecom?=", nil, "not a domain name"},
 		{"invalid UTF-8 in the domain", "a@b\xff.com", nil, "not a domain name"},
 		{"NUL", "a@b.com\x00@d.com", nil, `misplaced '\x00'`},
@@ -102,8 +137,11 @@ func TestAuthorDomains(t *testing.T) {
 		{"control character in the domain", "a@b.com\x01", nil, "not a domain name"},
 		{"address as group name", "a@b.com: c@d.com;", nil, "misplaced colon"},
 		{"address in brackets as group name", "<a@b.com>: c@d.com;", nil, "misplaced colon"},
+		{"group in a group behind an address", "a: b@c.com, d: e@f.com;;", []string{"c.com"}, "misplaced colon"},
 		{"group in a group", "a: b: c@d.com;;", nil, "misplaced colon"},
-		{"one bad address among good ones", "a@example.com, b@c@d.com", nil, `misplaced "@"`},
+		{"one bad address behind good ones", "a@example.com, b@example.net, b@c@d.com, e@example.org", []string{"example.com", "example.net"}, `misplaced "@"`},
+		{"one bad address before good ones", "b@c@d.com, a@example.com", nil, `misplaced "@"`},
+		{"as long as may be", strings.Repeat("a", maxFromLength-len("@example.com")) + "@example.com", []string{"example.com"}, ""},
 		{"overlong", strings.Repeat("a", maxFromLength) + "@example.com", nil, "octets long"},
 	}
 	for _, tt := range tests {
@@ -138,10 +176,15 @@ func TestAuthorDomainsFields(t *testing.T) {
 		{"no field", nil, nil, "no From field"},
 		{"two fields", []string{"a@example.com", "b@example.net"}, []string{"example.com", "example.net"}, "2 From fields"},
 		{"two fields of one domain", []string{"a@example.com", "b@example.com"}, []string{"example.com"}, "2 From fields"},
-		{"two fields, one of them bad", []string{"a@example.com", "b@c@d"}, nil, "misplaced"},
+		{"two fields, the second bad", []string{"a@example.com", "b@c@d"}, []string{"example.com"}, "misplaced"},
+		{"two fields, the first bad", []string{"b@c@d", "a@example.com"}, []string{"example.com"}, "misplaced"},
+		{"two fields, the first overlong", []string{strings.Repeat("a", maxFromLength+1), "a@example.com"}, []string{"example.com"}, "octets long"},
+		{"three fields, two of them bad", []string{"<a", "a@example.com", "b@c@d"}, []string{"example.com"}, `"<" without ">"`},
+		{"two fields, one of them empty", []string{"", "a@example.com"}, []string{"example.com"}, "2 From fields"},
 		{"two fields without domains", []string{"a", "<>"}, nil, "no address"},
 		{"too many domains in a field", []string{strings.Join(many, ", ")}, []string{"a.example", "b.example", "c.example", "d.example", "e.example"}, "more than 5"},
 		{"too many domains in fields", many, []string{"a.example", "b.example", "c.example", "d.example", "e.example"}, "more than 5"},
+		{"too many domains and a bad field", append([]string{"b@c@d"}, many...), []string{"a.example", "b.example", "c.example", "d.example", "e.example"}, "misplaced"},
 		{"as many as are looked at", []string{strings.Join(many[:5], ", ")}, []string{"a.example", "b.example", "c.example", "d.example", "e.example"}, ""},
 	}
 	for _, tt := range tests {
@@ -191,6 +234,10 @@ func FuzzAuthorDomains(f *testing.F) {
 			if slices.Contains(got[:i], domain) {
 				t.Fatalf("twice in %q", got)
 			}
+		}
+		// No field takes away what another has.
+		if alone, _ := AuthorDomains(fields[:1]); len(got) < len(alone) || !slices.Equal(got[:len(alone)], alone) {
+			t.Fatalf("%q alone, %q with the second", alone, got)
 		}
 		// Nor does what stands before an address in angle brackets.
 		if len(one) < maxFromLength-20 {

@@ -2,6 +2,7 @@ package dmarc
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -132,19 +133,84 @@ func TestEvaluate(t *testing.T) {
 			dkim: dkim{dkimResult("bank.example", "pass")}, spf: noSPF, want: ResultFail, org: "giant.bank.example",
 		},
 		{
+			name: "RFC 9989 B.1.1 example 1", records: strict, author: "example.com", spf: spf{Domain: "example.com", Result: "pass"},
+			want: ResultPass, alignedSPF: true, org: "example.com", asked: []string{"example.com", "com"},
+		},
+		{
+			name: "RFC 9989 B.1.1 example 2", records: relaxed, author: "example.com", spf: spf{Domain: "child.example.com", Result: "pass"},
+			want: ResultPass, alignedSPF: true, org: "example.com", asked: []string{"example.com", "com", "child.example.com"},
+		},
+		{
+			name: "RFC 9989 B.1.1 example 3", records: relaxed, author: "child.example.com", spf: spf{Domain: "example.net", Result: "pass"},
+			want: ResultFail, org: "example.com", asked: []string{"child.example.com", "example.com", "com"},
+		},
+		{
+			name: "RFC 9989 B.1.2 example 1", records: strict, author: "example.com", dkim: dkim{dkimResult("example.com", "pass")}, spf: noSPF,
+			want: ResultPass, alignedDKIM: true, org: "example.com", asked: []string{"example.com", "com"},
+		},
+		{
+			name: "RFC 9989 B.1.2 example 2", records: relaxed, author: "child.example.com", dkim: dkim{dkimResult("example.com", "pass")}, spf: noSPF,
+			want: ResultPass, alignedDKIM: true, org: "example.com", asked: []string{"child.example.com", "example.com", "com"},
+		},
+		{
+			name: "RFC 9989 B.1.2 example 3", records: relaxed, author: "child.example.com", dkim: dkim{dkimResult("sample.net", "pass")}, spf: noSPF,
+			want: ResultFail, org: "example.com", asked: []string{"child.example.com", "example.com", "com"},
+		},
+		{
+			name: "RFC 9989 5.3.1: an author of a single label", author: "localhost", spf: spf{Domain: "localhost", Result: "pass"},
+			want: ResultNone, asked: []string{"localhost"},
+		},
+		{
+			name: "RFC 9989 4.10: the top level as author", records: []string{"_dmarc.example v=DMARC1; p=reject; sp=none; psd=y"}, author: "example",
+			dkim: dkim{dkimResult("one.example", "pass")}, spf: spf{Domain: "a.one.example", Result: "pass"},
+			want: ResultFail, org: "example", asked: []string{"example", "one.example", "a.one.example"},
+		},
+		{
+			name: "RFC 9989 4.10.2: a public suffix domain as author", records: bank, author: "bank.example",
+			dkim: dkim{dkimResult("giant.bank.example", "pass"), dkimResult("bank.example", "pass")}, spf: noSPF,
+			want: ResultPass, alignedDKIM: true, org: "bank.example", asked: []string{"bank.example", "giant.bank.example"},
+		},
+		{
+			name: "RFC 9989 4.10: a public suffix without a record as author", author: "co.example",
+			dkim: dkim{dkimResult("co.example", "pass")}, spf: noSPF, want: ResultNone, asked: []string{"co.example", "example"},
+		},
+		{
+			name: "RFC 9989 4.10.2: psd=n makes the author a stranger to what is above", author: "own.example.com",
+			records: append([]string{"_dmarc.own.example.com v=DMARC1; p=reject; psd=n"}, relaxed...),
+			dkim:    dkim{dkimResult("example.com", "pass")}, spf: spf{Domain: "other.example.com", Result: "pass"},
+			want: ResultFail, org: "own.example.com", asked: []string{"own.example.com"},
+		},
+		{
+			name: "RFC 9989 4.10 step 2: several records at the author, one above", author: "a.example.com",
+			records: append([]string{"_dmarc.a.example.com v=DMARC1; p=none", "_dmarc.a.example.com v=DMARC1; p=none"}, relaxed...),
+			dkim:    dkim{dkimResult("b.example.com", "pass")}, spf: noSPF,
+			want: ResultPass, alignedDKIM: true, org: "example.com", asked: []string{"a.example.com", "example.com", "com", "b.example.com"},
+		},
+		{
+			name: "RFC 9989 4.3: only a pass makes an identifier", records: relaxed, author: "example.com",
+			dkim: dkim{dkimResult("example.com", "none"), dkimResult("example.com", "policy"), dkimResult("example.com", "neutral")},
+			spf:  spf{Domain: "example.com", Result: "neutral"}, want: ResultFail, org: "example.com",
+		},
+		{
 			name: "RFC 9989 B.4.1", records: signing, author: "example.com",
 			dkim: dkim{dkimResult("signing.example.com", "pass")}, spf: spf{Domain: "example.com", Result: "pass"},
 			want: ResultPass, alignedDKIM: true, alignedSPF: true, org: "example.com",
+			asked: []string{"example.com", "com", "signing.example.com"},
 		},
 		{
 			name: "RFC 9989 B.4.2", records: signing, author: "a.b.c.d.e.f.g.h.i.j.k.example.com",
 			dkim: dkim{dkimResult("signing.example.com", "pass")}, spf: spf{Domain: "example.com", Result: "pass"},
 			want: ResultPass, alignedDKIM: true, alignedSPF: true, org: "example.com",
+			asked: []string{
+				"a.b.c.d.e.f.g.h.i.j.k.example.com", "g.h.i.j.k.example.com", "h.i.j.k.example.com", "i.j.k.example.com",
+				"j.k.example.com", "k.example.com", "example.com", "com", "signing.example.com",
+			},
 		},
 		{
 			name: "RFC 9989 B.4.3", records: bank, author: "giant.bank.example",
 			dkim: dkim{dkimResult("mail.mega.bank.example", "pass")}, spf: spf{Domain: "mail.giant.bank.example", Result: "pass"},
 			want: ResultPass, alignedSPF: true, org: "giant.bank.example",
+			asked: []string{"giant.bank.example", "bank.example", "mail.giant.bank.example"},
 		},
 		{
 			name: "RFC 7208 2.4: the HELO name of a null reverse-path counts", records: relaxed, author: "example.com",
@@ -185,6 +251,11 @@ func TestEvaluate(t *testing.T) {
 			dkim: dkim{dkimResult("a.example.com", "pass")}, spf: noSPF, want: ResultTemperror, org: "example.com",
 		},
 		{
+			name: "DNS: the signer's walk, and strangers pass", broken: []string{"_dmarc.a.example.com"}, records: relaxed, author: "example.com",
+			dkim: dkim{dkimResult("a.example.com", "pass"), dkimResult("example.net", "pass")}, spf: spf{Domain: "example.net", Result: "pass"},
+			want: ResultTemperror, org: "example.com",
+		},
+		{
 			name: "DNS: a stranger's name server does not matter", broken: []string{"_dmarc.example.net"}, records: relaxed, author: "example.com",
 			dkim: dkim{dkimResult("example.net", "pass")}, spf: spf{Domain: "example.net", Result: "pass"}, want: ResultFail, org: "example.com",
 		},
@@ -213,6 +284,38 @@ func TestEvaluate(t *testing.T) {
 			dkim: dkim{dkimResult("a.example.com", "temperror")}, spf: noSPF, want: ResultTemperror,
 		},
 		{
+			name: "DKIM temperror, but SPF passes", records: relaxed, author: "example.com",
+			dkim: dkim{dkimResult("example.com", "temperror")}, spf: spf{Domain: "a.example.com", Result: "pass"}, want: ResultPass, alignedSPF: true, org: "example.com",
+		},
+		{
+			name: "DKIM temperror, SPF passes for a stranger", records: relaxed, author: "example.com",
+			dkim: dkim{dkimResult("a.example.com", "temperror")}, spf: spf{Domain: "example.net", Result: "pass"}, want: ResultTemperror, org: "example.com",
+		},
+		{
+			name: "DKIM temperror, another signature passes", records: relaxed, author: "example.com",
+			dkim: dkim{dkimResult("example.com", "temperror"), dkimResult("a.example.com", "pass")}, spf: noSPF, want: ResultPass, alignedDKIM: true, org: "example.com",
+		},
+		{
+			name: "DKIM temperror in strict mode", records: strict, author: "example.com",
+			dkim: dkim{dkimResult("example.com", "temperror")}, spf: spf{Domain: "a.example.com", Result: "pass"}, want: ResultTemperror, org: "example.com",
+		},
+		{
+			name: "SPF temperror of a subdomain in strict mode is not needed", records: strict, author: "example.com",
+			spf: spf{Domain: "a.example.com", Result: "temperror"}, want: ResultFail, org: "example.com",
+		},
+		{
+			name: "SPF temperror of the HELO name", records: relaxed, author: "example.com",
+			spf: spf{Domain: "mx.example.com", Helo: true, Result: "temperror"}, want: ResultTemperror, org: "example.com",
+		},
+		{
+			name: "SPF permerror, but DKIM passes", records: relaxed, author: "example.com",
+			dkim: dkim{dkimResult("example.com", "pass")}, spf: spf{Domain: "example.com", Result: "permerror"}, want: ResultPass, alignedDKIM: true, org: "example.com",
+		},
+		{
+			name: "SPF permerror, DKIM passes for a stranger", records: relaxed, author: "example.com",
+			dkim: dkim{dkimResult("example.net", "pass")}, spf: spf{Domain: "example.com", Result: "permerror"}, want: ResultFail, org: "example.com",
+		},
+		{
 			name: "permerror is a fail", records: relaxed, author: "example.com",
 			dkim: dkim{dkimResult("example.com", "permerror")}, spf: spf{Domain: "example.com", Result: "permerror"}, want: ResultFail, org: "example.com",
 		},
@@ -227,6 +330,9 @@ func TestEvaluate(t *testing.T) {
 			if v.Result != tt.want || v.AlignedDKIM != tt.alignedDKIM || v.AlignedSPF != tt.alignedSPF {
 				t.Errorf("got %s, DKIM aligned %v, SPF aligned %v, want %s, %v, %v; %v",
 					v.Result, v.AlignedDKIM, v.AlignedSPF, tt.want, tt.alignedDKIM, tt.alignedSPF, v.Err)
+			}
+			if name, err := ruapost.ParseDomain(tt.author); v.AuthorDomain != name && err == nil { // RFC 9989 5.3.1: A-labels
+				t.Errorf("author domain %s, want %s", v.AuthorDomain, name)
 			}
 			if v.OrganizationalDomain != tt.org {
 				t.Errorf("organizational domain %q, want %q", v.OrganizationalDomain, tt.org)
@@ -265,17 +371,19 @@ func TestEvaluateTemperrorKeepsPolicy(t *testing.T) {
 	}
 }
 
-// One silent server must not be waited for once for each signature.
+// One silent server must not be waited for once for each signature. A resolver that
+// remembers failures would hide it.
 func TestEvaluateAsksOnceInVain(t *testing.T) {
-	r, srv := startDNS(t, "_dmarc.example.com v=DMARC1; p=reject")
-	srv.SetRcode("_dmarc.com", servfail)
+	zone := &fakeZone{txts: map[string]string{"_dmarc.example.com": "v=DMARC1; p=reject"}, silent: "_dmarc.com"}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // for which the silent name waits
 	var dkim []ruapost.DKIMResult
 	for range 10 {
 		dkim = append(dkim, dkimResult("a.example.com", "pass"))
 	}
-	v := (&Evaluator{Resolver: r}).Evaluate(t.Context(), "example.com", dkim, ruapost.SPFResult{Domain: "b.example.com", Result: "pass"})
-	if got := asked(srv); v.Result != ResultTemperror || len(got) != 2 {
-		t.Errorf("%s after asking %q", v.Result, got)
+	v := (&Evaluator{Resolver: zone}).Evaluate(ctx, "example.com", dkim, ruapost.SPFResult{Domain: "b.example.com", Result: "pass"})
+	if want := []string{"_dmarc.example.com", "_dmarc.com"}; v.Result != ResultTemperror || !slices.Equal(zone.asked, want) {
+		t.Errorf("%s after asking %q", v.Result, zone.asked)
 	}
 }
 
@@ -315,7 +423,7 @@ func TestEvaluateDeadDNS(t *testing.T) {
 }
 
 func TestPrefetch(t *testing.T) {
-	records := []string{"_dmarc.example.com v=DMARC1; p=reject; np=none"}
+	records := []string{"_dmarc.example.com v=DMARC1; p=reject; np=none", "_dmarc.flawed.example v=DMARC1; p=x"}
 	tests := []struct {
 		name     string
 		suffixes Suffixes
@@ -326,6 +434,7 @@ func TestPrefetch(t *testing.T) {
 		{"tree walk, np", nil, "ghost.example.com", []string{"ghost.example.com", "example.com", "com", "A ghost.example.com"}},
 		{"tree walk, no policy", nil, "example.net", []string{"example.net", "net"}},
 		{"list", BuiltinSuffixes{}, "a.b.example.com", []string{"a.b.example.com", "example.com"}},
+		{"tree walk, no valid policy", nil, "flawed.example", []string{"flawed.example"}},
 		{"no domain name", nil, "a..b", nil},
 	}
 	for _, tt := range tests {
@@ -341,6 +450,33 @@ func TestPrefetch(t *testing.T) {
 				t.Errorf("asked %q after it", got)
 			}
 		})
+	}
+}
+
+func TestOrganizationalDomain(t *testing.T) {
+	r, srv := startDNS(t, "_dmarc.bank.example v=DMARC1; p=none; psd=y", "_dmarc.example.com v=DMARC1; p=none")
+	srv.SetRcode("_dmarc.broken.example", servfail)
+	for _, tt := range []struct {
+		suffixes     Suffixes
+		domain, want string
+	}{
+		{nil, "a.b.Bank.example", "b.bank.example"},
+		{nil, "a.b.example.com.", "example.com"},
+		{nil, "a.b.example.net", "a.b.example.net"},
+		{BuiltinSuffixes{}, "a.b.Bank.example", "bank.example"},
+		{BuiltinSuffixes{}, "a.b.example.co.uk", "example.co.uk"},
+	} {
+		e := &Evaluator{Resolver: r, Suffixes: tt.suffixes}
+		if got, err := e.OrganizationalDomain(t.Context(), tt.domain); got != tt.want || err != nil {
+			t.Errorf("%s, %T: %s, %v, want %s", tt.domain, tt.suffixes, got, err, tt.want)
+		}
+	}
+	e := &Evaluator{Resolver: r}
+	if got, err := e.OrganizationalDomain(t.Context(), "a..b"); got != "" || !errors.Is(err, ruapost.ErrDomain) {
+		t.Errorf("no domain name: %q, %v", got, err)
+	}
+	if got, err := e.OrganizationalDomain(t.Context(), "a.broken.example"); got != "" || !resolver.IsTemporary(err) {
+		t.Errorf("SERVFAIL: %q, %v", got, err)
 	}
 }
 

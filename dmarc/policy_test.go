@@ -81,6 +81,113 @@ func TestPolicy(t *testing.T) {
 	}
 }
 
+// RFC 9989 4.10.1: which record, and which of its values. Of several each name is
+// "name record".
+func TestPolicyOfWhom(t *testing.T) {
+	const psd = "bank.example p=reject; sp=quarantine; np=none; psd=y"
+	tests := []struct {
+		name      string
+		records   []string
+		author    string
+		domain    string // "" if DMARC does not apply
+		requested ruapost.Disposition
+		effective ruapost.Disposition
+		asked     []string
+	}{
+		{"PSD itself: p", []string{psd}, "bank.example", "bank.example", "reject", "reject", []string{"bank.example"}},
+		{
+			"PSD, organization that exists: sp",
+			[]string{psd},
+			"there.bank.example", "bank.example", "quarantine", "quarantine",
+			[]string{"there.bank.example", "bank.example", "A there.bank.example"},
+		},
+		{
+			"PSD, organization that does not: np",
+			[]string{psd},
+			"ghost.bank.example", "bank.example", "none", "none",
+			[]string{"ghost.bank.example", "bank.example", "A ghost.bank.example"},
+		},
+		{
+			"PSD, below an organization that exists: the author's own name counts",
+			[]string{psd},
+			"ghost.there.bank.example", "bank.example", "none", "none",
+			[]string{"ghost.there.bank.example", "there.bank.example", "bank.example", "A ghost.there.bank.example"},
+		},
+		{
+			"PSD in testing",
+			[]string{"bank.example p=none; sp=reject; psd=y; t=y"},
+			"there.bank.example", "bank.example", "reject", "quarantine",
+			[]string{"there.bank.example", "bank.example"},
+		},
+		{
+			"PSD, organization with a record: nothing of the PSD's",
+			[]string{psd, "giant.bank.example p=none"},
+			"ghost.giant.bank.example", "giant.bank.example", "none", "none",
+			[]string{"ghost.giant.bank.example", "giant.bank.example", "bank.example"},
+		},
+		{
+			"PSD, organization with a broken record: none, and not the PSD's",
+			[]string{psd, "giant.bank.example p=bogus"},
+			"a.giant.bank.example", "", "", "",
+			[]string{"a.giant.bank.example", "giant.bank.example", "bank.example"},
+		},
+		{
+			"broken record at the author: none, and not that above",
+			[]string{"example.com p=reject", "a.example.com p=bogus"},
+			"a.example.com", "", "", "",
+			[]string{"a.example.com"},
+		},
+		{
+			"sp below the organization does not count",
+			[]string{"example.com p=reject; sp=quarantine", "mail.example.com p=none; sp=none; np=none"},
+			"there.mail.example.com", "example.com", "quarantine", "quarantine",
+			[]string{"there.mail.example.com", "mail.example.com", "example.com", "com"},
+		},
+		{
+			"sp at the author itself does not count",
+			[]string{"example.com p=reject", "mail.example.com p=quarantine; sp=none; np=none"},
+			"mail.example.com", "mail.example.com", "quarantine", "quarantine",
+			[]string{"mail.example.com"},
+		},
+		{
+			"4.10 step 4: an author of 8 labels, its name does not exist",
+			[]string{"example.com p=reject; np=none"},
+			"a.b.c.d.e.f.example.com", "example.com", "none", "none",
+			[]string{
+				"a.b.c.d.e.f.example.com", "b.c.d.e.f.example.com", "c.d.e.f.example.com", "d.e.f.example.com", "e.f.example.com",
+				"f.example.com", "example.com", "com", "A a.b.c.d.e.f.example.com",
+			},
+		},
+		{
+			"3.2.13: an alias that leads nowhere exists",
+			[]string{"example.com p=none; np=reject"},
+			"alias.example.com", "example.com", "none", "none",
+			[]string{"alias.example.com", "example.com", "com", "A alias.example.com"},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r, srv := startDNS(t, "there.bank.example x", "there.mail.example.com x")
+			srv.Add("alias.example.com. 300 IN CNAME nowhere.example.net.")
+			for _, record := range tt.records {
+				domain, text, _ := strings.Cut(record, " ")
+				srv.Add(`_dmarc.` + domain + `. 300 IN TXT "v=DMARC1; ` + text + `"`)
+			}
+			p, err := policyOf(t, &Evaluator{Resolver: r}, tt.author)
+			if tt.domain == "" {
+				if !errors.Is(err, ErrBrokenRecord) {
+					t.Errorf("got %+v, %v, want ErrBrokenRecord", p, err)
+				}
+			} else if err != nil || p.Published.Domain != tt.domain || p.Requested != tt.requested || p.Effective != tt.effective {
+				t.Errorf("got %+v, %v, want %s of %s, %s in effect", p, err, tt.requested, tt.domain, tt.effective)
+			}
+			if got := asked(srv); !slices.Equal(got, tt.asked) {
+				t.Errorf("asked %q, want %q", got, tt.asked)
+			}
+		})
+	}
+}
+
 func TestPolicyPublished(t *testing.T) {
 	tests := []struct {
 		name, record string

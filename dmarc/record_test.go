@@ -78,6 +78,18 @@ func TestParseRecord(t *testing.T) {
 		{"RFC 9989 4.8 dmarc-fo: options once each", "v=DMARC1; p=none; fo=d:d", defaults(func(r *Record) {
 			r.Policy = "none"
 		}), []string{"fo=d:d"}},
+		{"RFC 9989 4.8 dmarc-fo: options of one letter", "v=DMARC1; p=none; fo=1s", defaults(func(r *Record) {
+			r.Policy = "none"
+		}), []string{"fo=1s"}},
+		{"blanks between failure options", "v=DMARC1; p=none; fo=1 : D", defaults(func(r *Record) {
+			r.Policy, r.FO = "none", "1:d"
+		}), nil},
+		{"RFC 9989 4.8 dmarc-tag: names are letters", "v=DMARC1; p=none; @=a; [=b; p1=c; é=d; z=e; A=f", defaults(func(r *Record) {
+			r.Policy = "none"
+		}), []string{"@=a: not a tag name", "[=b: not a tag name", "p1=c: not a tag name", "é=d: not a tag name"}},
+		{"pct=100", "v=DMARC1; p=none; pct=100", defaults(func(r *Record) {
+			r.Policy = "none"
+		}), nil},
 		{"RFC 9989 4.10.1: bad p", "v=DMARC1; p=bogus", defaults(nil), []string{"p=bogus: not one of none, quarantine, reject"}},
 		{"RFC 9989 4.10.1: bad sp", "v=DMARC1; p=reject; sp=bogus", defaults(func(r *Record) {
 			r.Policy, r.broken = "reject", true
@@ -208,6 +220,16 @@ func TestParseURI(t *testing.T) {
 		{"percent at the end", "mailto:a@example.com%", URI{}},
 		{"other schemes are URIs, too", "https://Reports.example.com/dmarc!10m", URI{Raw: "https://Reports.example.com/dmarc", Scheme: "https", Host: "reports.example.com", MaxSize: 10 << 20}},
 		{"other schemes at an address", "http://192.0.2.1:8080/", URI{Raw: "http://192.0.2.1:8080/", Scheme: "http"}},
+		{"other schemes with signs", "A0+b.c-d:x", URI{Raw: "A0+b.c-d:x", Scheme: "a0+b.c-d"}},
+		{"scheme that begins with a sign", "+a:x", URI{}},
+		{"scheme that begins with the last digit", "9a:x", URI{}},
+		{"percent-encoding in any case, up to the end", "x:%00%9F%aA%f9", URI{Raw: "x:%00%9F%aA%f9", Scheme: "x"}},
+		{"percent-encoding beyond digits", "x:%0g", URI{}},
+		{"percent-encoding beyond digits first", "x:%G0", URI{}},
+		{"percent-encoding that lacks a digit at the end", "x:%0", URI{}},
+		{"octets beyond ASCII", "x:\xc3\xb6", URI{}},
+		{"as long as may be", "x:" + strings.Repeat("y", maxURILength-2), URI{Raw: "x:" + strings.Repeat("y", maxURILength-2), Scheme: "x"}},
+		{"other schemes, too long", "x:" + strings.Repeat("y", maxURILength-1), URI{}},
 		{"other schemes with a bad port", "http://example.com:x/", URI{}},
 		{"too long", "mailto:a@example.com?" + strings.Repeat("x", maxURILength), URI{}},
 	}

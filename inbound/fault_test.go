@@ -1019,3 +1019,27 @@ func FuzzServeConn(f *testing.F) {
 		}
 	})
 }
+
+// A name server that does not answer for SPF costs a signature nothing, however short the
+// budget is; nor the other way round.
+func TestSilentDNSOfOneMethod(t *testing.T) {
+	r := newRig(t)
+	r.svc.Config.Budget = 200 * time.Millisecond
+	k := key(t, r, "example.com")
+	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=reject"
+		example.com. 300 IN TXT "v=spf1 ip4:192.0.2.1 -all"`)
+	signed := sign(t, k, sample("a@example.com"))
+	s := r.connect("192.0.2.1", "mail.example.com")
+	for i := range 5 {
+		silent := fmt.Sprintf("silent%d.example", i)
+		r.dns.SetRcode(silent, -1)
+		if res := added(t, s.send("x@"+silent, bob, signed)); !strings.Contains(res, "spf=temperror") || !strings.Contains(res, "dmarc=pass") {
+			t.Errorf("SPF silent: %s", res)
+		}
+		r.dns.SetRcode("s._domainkey."+silent, -1)
+		hanging := append([]byte("DKIM-Signature: v=1; a=rsa-sha256; d="+silent+"; s=s; h=from; bh=x; b=x\r\n"), sample("a@example.com")...)
+		if res := added(t, s.send("x@example.com", bob, hanging)); !strings.Contains(res, "spf=pass") || !strings.Contains(res, "dmarc=pass") {
+			t.Errorf("key silent: %s", res)
+		}
+	}
+}

@@ -84,12 +84,14 @@ func (j *judgement) log() {
 // verify takes the results of SPF, DKIM and ARC, ours or those of upstream.
 func (j *judgement) verify(ctx context.Context) {
 	m := j.msg
-	j.spf = m.finishSPF(ctx)
+	// DKIM has work to do once the body is complete, while all that the others need is
+	// the DNS. What is there when the time is over counts, however long one of them took.
 	j.dkim = m.upstream.dkim
 	if m.dkim != nil {
 		j.dkim = m.dkim.finish(ctx)
 	}
 	j.arc = m.finishARC(ctx)
+	j.spf = m.finishSPF(ctx)
 }
 
 func (m *message) finishSPF(ctx context.Context) ruapost.SPFResult {
@@ -100,6 +102,11 @@ func (m *message) finishSPF(ctx context.Context) ruapost.SPFResult {
 	case result := <-m.spf:
 		return result
 	case <-ctx.Done():
+	}
+	select {
+	case result := <-m.spf: // both were there
+		return result
+	default:
 		limits.WithLabelValues("budget").Inc()
 		return m.spfResult(ruapost.AuthTemperror)
 	}
@@ -120,7 +127,7 @@ func (j *judgement) evaluate(ctx context.Context) {
 	j.author = v.AuthorDomain
 	if j.msg.authorErr != nil && v.Result != dmarc.ResultFail {
 		// The author that a reader is shown may be none of those evaluated.
-		j.problem = "too many From fields or author domains"
+		j.problem = "several From fields, too many author domains, or one that cannot be read"
 		return
 	}
 	j.verdict, j.result, j.policy = v, v.Result, v.Policy
