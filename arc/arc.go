@@ -64,6 +64,11 @@ type limitError string
 
 func (e limitError) Error() string { return string(e) }
 
+// temporaryError is the error of a chain that may pass at another time.
+type temporaryError string
+
+func (e temporaryError) Error() string { return string(e) }
+
 // Field is a header field. The value begins behind the colon, blanks included, and
 // ends before the line end; its folds are CRLF or LF.
 type Field struct{ Name, Value string }
@@ -80,8 +85,9 @@ type Result struct {
 	Status ruapost.AuthResult
 	// Reason says in our own words why the chain failed.
 	Reason string
-	// Limited says that it failed because of one of the bounds above.
-	Limited bool
+	// Limited says that it failed because of one of the bounds above, Temporary that it
+	// did because of a key that the DNS did not tell.
+	Limited, Temporary bool
 	// Sets are the sets from instance 1 on. They are empty if the structure of the
 	// chain is broken, and no more than claims unless the chain passed.
 	Sets []Set
@@ -184,7 +190,7 @@ func (v *Verifier) Finish(ctx context.Context) *Result {
 	r := &Result{Status: ruapost.AuthPass, Sets: publicSets(v.chain)}
 	if err := v.validate(ctx); err != nil {
 		r.Status, r.Reason = ruapost.AuthFail, err.Error()
-		r.Limited = errors.As(err, new(limitError))
+		r.Limited, r.Temporary = errors.As(err, new(limitError)), errors.As(err, new(temporaryError))
 		return r
 	}
 	r.OldestPass = v.oldestPass(ctx)

@@ -42,7 +42,7 @@ func (k *key) verify(ctx context.Context, s *signature, digest []byte) error {
 	select {
 	case <-k.done: // perhaps both
 	default:
-		return errors.New("the key did not come in time")
+		return temporaryError("the key did not come in time")
 	}
 	if !k.parsed {
 		k.parsed = true
@@ -73,7 +73,7 @@ func (k *key) parse() {
 	case isNotFound(k.err), k.err == nil && len(k.txts) == 0:
 		k.err = errors.New("there is no key")
 	case k.err != nil: // its text may hold anything
-		k.err = errors.New("the key could not be looked up")
+		k.err = temporaryError("the key could not be looked up")
 	case len(k.txts) > 1: // RFC 6376 3.6.2.2: undefined
 		k.err = errors.New("there is more than one key record")
 	case len(k.txts[0]) > MaxKeyRecord:

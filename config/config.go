@@ -87,7 +87,7 @@ type Milter struct {
 	// ReportUnknown makes forged mail of domains that never exchange mail with this
 	// system cause reports, too.
 	ReportUnknown bool
-	// Budget is how long a message may wait for DNS, from 1 s to 2 min.
+	// Budget is how long a message may wait for DNS, from 1 s to 40 s.
 	Budget time.Duration
 	// Overrides are exceptions from the policies, the first that matches counts.
 	Overrides []Override

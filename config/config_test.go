@@ -78,7 +78,7 @@ temperror = "defer"
 discovery = "psl"
 public_suffix_list = "/srv/list.dat"
 report_on = "all"
-budget = "1m"
+budget = "30s"
 trusted_networks = ["192.0.2.0/24", "2001:db8::1", "::ffff:192.0.2.1", "[::1]/128", "[::ffff:127.0.0.0]/104"]
 
 [reporter]
@@ -127,7 +127,7 @@ comment = "known list"
 			Discovery:      "psl",
 			SuffixList:     "/srv/list.dat",
 			ReportUnknown:  true,
-			Budget:         time.Minute,
+			Budget:         30 * time.Second,
 			Overrides: []Override{
 				{Sources: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, Type: ruapost.OverrideLocalPolicy},
 				{
@@ -233,7 +233,7 @@ func TestErrors(t *testing.T) {
 		{"temperror", "[milter]\ntemperror = \"reject\"\n", `f.toml:2: milter.temperror: "reject": not supported; expected "accept" or "defer"`},
 		{"discovery", "[milter]\ndiscovery = \"list\"\n", `f.toml:2: milter.discovery: "list": not supported; expected "treewalk" or "psl"`},
 		{"list not used", "[milter]\npublic_suffix_list = \"/x\"\n", `f.toml:2: milter.public_suffix_list: discovery is not "psl"`},
-		{"budget", "[milter]\nbudget = \"5m\"\n", `f.toml:2: milter.budget: "5m": out of bounds; expected a time from "1s" to "2m"`},
+		{"budget", "[milter]\nbudget = \"5m\"\n", `f.toml:2: milter.budget: "5m": out of bounds; expected a time from "1s" to "40s"`},
 		{"override no list", "override = 1\n", `f.toml:1: override: 1 is a number; expected sections [[override]] with the keys source, dkim, spf, list_id, recipient, type and comment`},
 		{"override empty", "[[override]]\ntype = 'other'\n", `f.toml:1: override: section 1: it would match every message; expected at least one of source, dkim, spf, list_id, recipient`},
 		{"override key", "[[override]]\nfrom = 'other'\n", `f.toml:1: override: section 1: unknown key "from"; expected one of source, dkim, spf, list_id, recipient, type, comment`},

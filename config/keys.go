@@ -22,11 +22,11 @@ const (
 	maxRecordTimeout = 30 * time.Second
 )
 
-// Bounds of milter.budget, well inside the 300 s that Postfix waits for the answer at
-// the end of a message (milter_content_timeout).
+// Bounds of milter.budget. Half of it and record_timeout at the end of a message are
+// inside the 60 s that contrib/postfix lets Postfix wait there (content_timeout).
 const (
 	minBudget = time.Second
-	maxBudget = 2 * time.Minute
+	maxBudget = 40 * time.Second
 )
 
 const networks = `networks such as "192.0.2.0/24" or "2001:db8::/32"`
@@ -62,7 +62,7 @@ func (c *Config) keys() map[string]setter {
 		"milter.discovery":            one(&c.Milter.Discovery, `"treewalk" or "psl"`, word("treewalk", "psl")),
 		"milter.public_suffix_list":   one(&c.Milter.SuffixList, aFile+`, or "" for the built-in list`, optional(parsePath)),
 		"milter.report_on":            one(&c.Milter.ReportUnknown, `"known" or "all"`, choice("known", "all")),
-		"milter.budget":               one(&c.Milter.Budget, `a time from "1s" to "2m"`, timeBetween(minBudget, maxBudget)),
+		"milter.budget":               one(&c.Milter.Budget, `a time from "1s" to "40s"`, timeBetween(minBudget, maxBudget)),
 		"milter.trusted_networks":     list(&c.Milter.TrustedNetworks, 0, networks, parseNetwork),
 
 		"override": c.Milter.setOverrides,

@@ -169,10 +169,11 @@ func (v *Verdict) align(a *alignment, dkim []ruapost.DKIMResult, spf ruapost.SPF
 // domains, of the verdicts for each of them; nil if there are none.
 //
 // It is, of those that fail, the one with the strictest Effective policy (RFC 9989
-// 11.5, RFC 7489 6.6.1). If none fails, what is not known about one domain is not
-// known about the message: a temperror comes before a permerror, then none. The
-// message passes only if all of them pass. If AuthorDomains left domains out,
-// nothing but a fail is certain.
+// 11.5, RFC 7489 6.6.1). What is not known about one domain is not known about the
+// message, unless another asks for quarantine or reject: a temperror comes before a
+// fail under a policy of none, then a permerror, then none. The message passes only
+// if all of them pass. If AuthorDomains left domains out, nothing but a fail is
+// certain.
 func Strictest(verdicts []*Verdict) *Verdict {
 	var strictest *Verdict
 	for _, v := range verdicts {
@@ -184,11 +185,15 @@ func Strictest(verdicts []*Verdict) *Verdict {
 }
 
 func (v *Verdict) severity() int {
-	if v.Result == ResultFail {
-		failures := []ruapost.Disposition{ruapost.DispositionNone, ruapost.DispositionQuarantine, ruapost.DispositionReject}
-		return 4 + slices.Index(failures, v.Policy.Effective)
+	order := []string{
+		string(ResultPass), string(ResultNone), string(ResultPermerror), "fail none", string(ResultTemperror),
+		"fail quarantine", "fail reject",
 	}
-	return slices.Index([]Result{ResultPass, ResultNone, ResultPermerror, ResultTemperror}, v.Result)
+	word := string(v.Result)
+	if v.Result == ResultFail {
+		word += " " + string(v.Policy.Effective)
+	}
+	return slices.Index(order, word)
 }
 
 func (v *Verdict) end(result Result, err error) *Verdict {

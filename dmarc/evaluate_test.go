@@ -493,8 +493,8 @@ func TestStrictest(t *testing.T) {
 		verdict(ResultPass, "reject"),
 		verdict(ResultNone, ""),
 		verdict(ResultPermerror, ""),
-		verdict(ResultTemperror, "reject"),
 		verdict(ResultFail, "none"),
+		verdict(ResultTemperror, "reject"),
 		verdict(ResultFail, "quarantine"),
 		verdict(ResultFail, "reject"),
 	}

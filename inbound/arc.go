@@ -67,19 +67,23 @@ func (m *message) finishARC(ctx context.Context) *arc.Result {
 // That is about one author. A From field that is put on top of the message need not break
 // the chain, and the policy that is the strictest may then be that of the forger's own
 // domain, which did pass.
-func (j *judgement) sealedPass() bool {
-	if j.arc == nil || j.arc.Status != ruapost.AuthPass || len(j.msg.authors) != 1 || j.msg.authorErr != nil {
-		return false
+func (j *judgement) sealedPass() certainty {
+	if j.arc == nil || len(j.msg.authors) != 1 || j.msg.authorErr != nil {
+		return never
+	}
+	c := certaintyOf(j.arc.Status)
+	if j.arc.Temporary {
+		c = perhaps
 	}
 	for _, set := range slices.Backward(j.arc.Sets) {
 		if !anyWithin(set.Domain, j.msg.config.TrustedSealers) {
-			return false
+			return never
 		}
 		if j.passedAt(&set) {
-			return true
+			return c
 		}
 	}
-	return false
+	return never
 }
 
 // passedAt says whether the sealer of the set found that DMARC passes for the author,

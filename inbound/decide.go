@@ -39,26 +39,17 @@ type decision struct {
 // decide applies the policy as far as the administrator has it applied. Nothing is
 // done with a message under a policy of none (RFC 9989 5.4).
 func (j *judgement) decide() decision {
-	if j.policy == nil {
-		// With a temporary error there may be any policy.
-		return decision{deferred: j.result == dmarc.ResultTemperror && j.msg.config.DeferTemperror}
-	}
-	if j.policy.Requested == ruapost.DispositionNone {
+	switch {
+	case j.policy != nil && j.policy.Requested == ruapost.DispositionNone, j.policy == nil && j.result != dmarc.ResultTemperror:
 		return decision{disposition: ruapost.DispositionNone}
-	}
-	if j.result == dmarc.ResultPass {
+	case j.result == dmarc.ResultPass:
 		return decision{disposition: ruapost.DispositionPass} // RFC 9990 Appendix A
+	case j.result != dmarc.ResultFail: // RFC 9989 5.3.6: the policy cannot be applied
+		_, _, excepted := j.exception()
+		canWait := excepted != certain && (j.policy == nil || j.policy.Effective != ruapost.DispositionNone)
+		return j.undecided(decision{}, canWait, "no verdict: "+string(j.result))
 	}
 	var d decision
-	if j.result != dmarc.ResultFail {
-		// RFC 9989 5.3.6: neither pass nor fail, the policy cannot be applied.
-		if j.msg.config.DeferTemperror && j.policy.Effective != ruapost.DispositionNone {
-			return decision{deferred: true}
-		}
-		d.disposition = ruapost.DispositionNone
-		d.because(ruapost.OverrideLocalPolicy, "no verdict: "+string(j.result))
-		return d
-	}
 	wanted, sampledOut := j.policy.Sample(j.msg.service.draw())
 	if j.policy.Effective != j.policy.Requested {
 		d.because(ruapost.OverridePolicyTestMode, "")
@@ -70,12 +61,33 @@ func (j *judgement) decide() decision {
 		d.disposition = ruapost.DispositionNone
 		return d
 	}
-	if exception, ok := j.exception(); ok {
+	override, by, excepted := j.exception()
+	switch {
+	case excepted == certain:
+		overridden.WithLabelValues(by).Inc()
 		d.disposition = ruapost.DispositionNone
-		d.overrides = append(d.overrides, exception)
-		return d
+		d.overrides = append(d.overrides, override)
+	case excepted == perhaps && j.enforces():
+		return j.undecided(d, true, "temporary error, an exception may apply")
+	default:
+		d.enforce(wanted, j.msg.config.Enforce)
 	}
-	d.enforce(wanted, j.msg.config.Enforce)
+	return d
+}
+
+// enforces says whether anything at all is done with messages.
+func (j *judgement) enforces() bool {
+	return j.msg.config.Enforce == ruapost.DispositionQuarantine || j.msg.config.Enforce == ruapost.DispositionReject
+}
+
+// undecided passes on a message of which a temporary error leaves open what is to be
+// done, or defers it if that is asked for and something can come of it.
+func (j *judgement) undecided(d decision, canWait bool, why string) decision {
+	if canWait && j.enforces() && j.msg.config.DeferTemperror {
+		return decision{deferred: true}
+	}
+	d.disposition = ruapost.DispositionNone
+	d.because(ruapost.OverrideLocalPolicy, why)
 	return d
 }
 
@@ -97,31 +109,69 @@ func (d *decision) enforce(wanted, most ruapost.Disposition) {
 	}
 }
 
+// certainty says whether an exception applies.
+type certainty int
+
+const (
+	never certainty = iota
+	// perhaps: a temporary error keeps us from knowing.
+	perhaps
+	certain
+)
+
+// certaintyOf is that of a condition which asks for a pass.
+func certaintyOf(result ruapost.AuthResult) certainty {
+	switch result {
+	case ruapost.AuthPass:
+		return certain
+	case ruapost.AuthTemperror:
+		return perhaps
+	}
+	return never
+}
+
 // exception returns why a message that failed is nevertheless not treated as the
-// policy asks.
-func (j *judgement) exception() (o ruapost.Override, ok bool) {
+// policy asks, and by what, for the metrics.
+func (j *judgement) exception() (o ruapost.Override, by string, c certainty) {
+	most := never
 	for i := range j.msg.config.Overrides {
-		if rule := &j.msg.config.Overrides[i]; j.matches(rule) {
-			overridden.WithLabelValues("override").Inc()
-			return ruapost.Override{Type: rule.Type, Comment: rule.Comment}, true
+		rule := &j.msg.config.Overrides[i]
+		c := j.matches(rule)
+		if c == certain {
+			return ruapost.Override{Type: rule.Type, Comment: rule.Comment}, "override", c
 		}
+		most = max(most, c)
 	}
-	if j.sealedPass() {
-		overridden.WithLabelValues("arc").Inc()
-		return ruapost.Override{Type: ruapost.OverrideLocalPolicy, Comment: j.arc.Comment()}, true // RFC 8617 7.2.2
+	if c := j.sealedPass(); c != certain {
+		return o, "", max(most, c)
 	}
-	return o, false
+	return ruapost.Override{Type: ruapost.OverrideLocalPolicy, Comment: j.arc.Comment()}, "arc", certain // RFC 8617 7.2.2
 }
 
 // matches says whether all conditions of the rule are met.
-func (j *judgement) matches(rule *Override) bool {
-	return (len(rule.Sources) == 0 || slices.ContainsFunc(rule.Sources, func(p netip.Prefix) bool { return p.Contains(j.msg.client) })) &&
-		(len(rule.DKIM) == 0 || slices.ContainsFunc(j.dkim, func(s signature) bool {
-			return s.result == ruapost.AuthPass && anyWithin(s.domain, rule.DKIM)
-		})) &&
-		(len(rule.SPF) == 0 || j.spf.Result == ruapost.AuthPass && anyWithin(j.spf.Domain, rule.SPF)) &&
-		(len(rule.ListIDs) == 0 || slices.ContainsFunc(j.msg.listIDs(), func(id string) bool { return slices.Contains(rule.ListIDs, id) })) &&
-		(len(rule.Recipients) == 0 || j.msg.allRecipientsIn(rule.Recipients))
+func (j *judgement) matches(rule *Override) certainty {
+	if len(rule.Sources) > 0 && !slices.ContainsFunc(rule.Sources, func(p netip.Prefix) bool { return p.Contains(j.msg.client) }) ||
+		len(rule.ListIDs) > 0 && !slices.ContainsFunc(j.msg.listIDs(), func(id string) bool { return slices.Contains(rule.ListIDs, id) }) ||
+		len(rule.Recipients) > 0 && !j.msg.allRecipientsIn(rule.Recipients) {
+		return never
+	}
+	c := certain
+	if len(rule.SPF) > 0 {
+		if !anyWithin(j.spf.Domain, rule.SPF) {
+			return never
+		}
+		c = certaintyOf(j.spf.Result)
+	}
+	if len(rule.DKIM) > 0 {
+		best := never
+		for i := range j.dkim {
+			if anyWithin(j.dkim[i].domain, rule.DKIM) {
+				best = max(best, certaintyOf(j.dkim[i].result))
+			}
+		}
+		c = min(c, best)
+	}
+	return c
 }
 
 // anyWithin says whether name is one of the domains or below one.

@@ -292,3 +292,90 @@ func TestReload(t *testing.T) {
 		t.Errorf("%q, want %q", done, want)
 	}
 }
+
+// Whether an exception applies may be unknown for a while; a final answer would be about
+// our DNS, not about the message.
+func TestExceptionTemperror(t *testing.T) {
+	r := newRig(t)
+	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=reject; rua=mailto:dmarc@example.com"`)
+	r.svc.Config.Enforce = ruapost.DispositionReject
+	r.svc.Config.TrustedSealers = []string{"list.example"}
+	r.svc.Config.Overrides = []Override{{DKIM: []string{"lists.example.net"}}, {SPF: []string{"fwd.example"}}}
+	list, k := r.sealer("list.example"), key(t, r, "lists.example.net")
+	for _, name := range []string{"2023._domainkey.list.example", "2026._domainkey.lists.example.net", "fwd.example"} {
+		r.dns.SetRcode(name, mdns.RcodeServerFailure)
+	}
+	s := r.connect("192.0.2.1", "mail.example.com")
+	for name, tc := range map[string]struct {
+		from string
+		msg  []byte
+	}{
+		"sealer": {"x@y.example", list.Seal(sample("a@example.com"))},
+		"dkim":   {"x@y.example", sign(t, k, sample("a@example.com"))},
+		"spf":    {"x@fwd.example", sample("a@example.com")},
+	} {
+		r.svc.Config.DeferTemperror = false
+		s.transmit(tc.from, bob, tc.msg)
+		const want = "none [{local_policy temporary error, an exception may apply}]"
+		if done, got := s.finish(), r.take(); done != "" || len(got) != 1 || fmt.Sprintf("%s %v", got[0].Result.Disposition, got[0].Result.Overrides) != want {
+			t.Errorf("%s: %q, %+v", name, done, got)
+		}
+		r.svc.Config.DeferTemperror = true
+		s.transmit(tc.from, bob, tc.msg)
+		if done, got := s.finish(), r.take(); !strings.HasPrefix(done, "451 4.7.1") || len(got) != 0 {
+			t.Errorf("%s, deferred: %q, %+v", name, done, got)
+		}
+	}
+}
+
+// A message is not deferred for an answer that can change nothing.
+func TestNotDeferredInVain(t *testing.T) {
+	r := newRig(t)
+	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=reject; rua=mailto:dmarc@example.com"`)
+	r.dns.SetRcode("example.com", mdns.RcodeServerFailure)
+	r.dns.SetRcode("_dmarc.lost.example", mdns.RcodeServerFailure)
+	r.svc.Config.DeferTemperror = true
+	s := r.connect("192.0.2.1", "mail.example.com")
+	try := func(why string) {
+		t.Helper()
+		for _, domain := range []string{"example.com", "lost.example"} {
+			s.transmit("x@"+domain, bob, sample("a@"+domain))
+			if done := s.finish(); done != "" {
+				t.Errorf("%s, %s: %q", why, domain, done)
+			}
+		}
+	}
+	try("nothing is enforced")
+	r.svc.Config.Enforce = ruapost.DispositionReject
+	r.svc.Config.Overrides = []Override{{Sources: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}}
+	try("the client is excepted")
+}
+
+// The mark of a quarantine is ours alone.
+func TestForgedQuarantine(t *testing.T) {
+	r := newRig(t)
+	r.svc.Config.Enforce, r.svc.Config.MarkQuarantine = ruapost.DispositionQuarantine, true
+	s := r.connect("192.0.2.1", "mail.example.com")
+	msg := append([]byte("X-DMARC-Quarantine: yes\r\nx-dmarc-quarantine: yes\r\n"), sample("a@example.com")...)
+	var removed []uint32
+	for _, m := range s.send("x@example.com", bob, msg) {
+		if m.Code == milter.ActChangeHeader && m.HeaderName == quarantineField && m.HeaderValue == "" {
+			removed = append(removed, m.HeaderIndex)
+		}
+	}
+	if !slices.Equal(removed, []uint32{2, 1}) {
+		t.Errorf("removed %v", removed)
+	}
+}
+
+// A network that is trusted from now on is so for open sessions, too.
+func TestReloadTrustedNetworks(t *testing.T) {
+	r := newRig(t)
+	s := r.connect("192.0.2.1", "mail.example.com")
+	cfg := r.svc.Config
+	cfg.TrustedNetworks = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	r.svc.Reload(cfg)
+	if mods := s.send("x@y.example", bob, sample("a@example.com")); len(mods) != 0 {
+		t.Errorf("judged: %+v", mods)
+	}
+}

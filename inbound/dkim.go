@@ -72,8 +72,7 @@ type verification struct {
 //
 // The number of verifications at a time is not bounded in the process: what one
 // message can cost is, and Postfix's number of connections bounds the messages.
-func (m *message) startDKIM() *dkimCheck {
-	signatures := m.signatures()
+func (m *message) startDKIM(signatures []signature) *dkimCheck {
 	if len(signatures) == 0 {
 		return nil
 	}
@@ -218,6 +217,13 @@ func (c *dkimCheck) lookup(domain string) ([]string, error) {
 // follows them: at the end of a body neither canonicalization counts them
 // (RFC 6376 3.4.3), and go-msgauth copies a pending run again at every write.
 func (c *dkimCheck) write(chunk []byte) {
+	// A run of whitespace inside a piece is shorter than any limit.
+	for piece := range slices.Chunk(chunk, pieceSize) {
+		c.writePiece(piece)
+	}
+}
+
+func (c *dkimCheck) writePiece(chunk []byte) {
 	body := bytes.TrimRight(chunk, lineEnds)
 	if len(body) > 0 {
 		text := bytes.TrimLeft(body, whitespace)

@@ -477,7 +477,7 @@ func FuzzVerify(f *testing.F) {
 		m := newMessage(t.Context(), &Service{Config: Config{AuthservID: us}, Resolver: keyed{txt: txt}})
 		defer m.abandon()
 		m.header = []field{{signatureField, sig}, {"From", from}}
-		c := m.startDKIM()
+		c := m.startDKIM(m.signatures())
 		if c == nil {
 			return
 		}

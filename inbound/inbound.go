@@ -67,9 +67,9 @@ const (
 	// hold a key of 8192 bits or less.
 	MaxKeyRecord = 2 << 10
 
-	// idleTimeout is how long Postfix may be silent. It keeps the connection for
-	// as long as its SMTP client keeps theirs (smtpd_timeout, 300 s).
-	idleTimeout  = 15 * time.Minute
+	// idleTimeout is how long Postfix may be silent. It says nothing from the last
+	// recipient to the end of a message, which a slow client may take hours to send.
+	idleTimeout  = 24 * time.Hour
 	writeTimeout = 30 * time.Second
 	readBuffer   = 16 << 10
 )

@@ -125,7 +125,7 @@ func (j *judgement) evaluate(ctx context.Context) {
 	}
 	v := dmarc.Strictest(verdicts)
 	j.author = v.AuthorDomain
-	if j.msg.authorErr != nil && v.Result != dmarc.ResultFail {
+	if j.msg.authorErr != nil && v.Result != dmarc.ResultFail && v.Result != dmarc.ResultTemperror {
 		// The author that a reader is shown may be none of those evaluated.
 		j.problem = "several From fields, too many author domains, or one that cannot be read"
 		return

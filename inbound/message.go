@@ -60,6 +60,7 @@ type message struct {
 	folds      int
 	authRes    int      // Authentication-Results fields so far
 	forged     []int    // the indexes, from 1, of those that claim to be ours; one more than MaxForged
+	marked     int      // fields that say that the message is quarantined
 	authors    []string // the author domains that are evaluated
 	authorErr  error    // why they are not all there is to say, or none
 
@@ -219,6 +220,9 @@ func (m *message) listIDs() []string {
 
 func (m *message) addHeader(f field) {
 	m.received = m.received || f.is("Received")
+	if f.is(quarantineField) {
+		m.marked++
+	}
 	if f.is(authResField) {
 		m.authRes++
 		if len(m.forged) <= MaxForged && m.isForged(f.value) {
@@ -257,6 +261,15 @@ func (m *message) forgeries() []int {
 	return m.forged
 }
 
+// marks returns the indexes of the fields that say that the message is quarantined,
+// which here only we do. As of forgeries, the topmost are removed.
+func (m *message) marks() (indexes []int) {
+	for i := range min(m.marked, MaxForged) {
+		indexes = append(indexes, i+1)
+	}
+	return indexes
+}
+
 // endOfHeader starts all that can go on while the body arrives.
 func (m *message) endOfHeader(queueID string) {
 	m.queueID = queueID
@@ -264,8 +277,9 @@ func (m *message) endOfHeader(queueID string) {
 		return
 	}
 	m.findAuthors()
+	signatures := m.signatures()
 	if m.trusts() {
-		m.upstream = readUpstream(m.header, m.config.TrustedAuthservIDs, m.spfResult(""), m.signatures())
+		m.upstream = readUpstream(m.header, m.config.TrustedAuthservIDs, m.spfResult(""), signatures)
 		m.service.countUpstream(&m.upstream, m.queueID)
 		if m.upstream.spf == nil {
 			m.startSPF()
@@ -275,7 +289,7 @@ func (m *message) endOfHeader(queueID string) {
 		return
 	}
 	if !m.upstream.foundDKIM {
-		m.dkim = m.startDKIM()
+		m.dkim = m.startDKIM(signatures)
 	}
 	if m.upstream.arc == "" {
 		m.arc = m.startARC()

@@ -2,6 +2,7 @@ package inbound
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -64,12 +65,14 @@ func (s *session) Connect(_, _ string, _ uint16, ip net.IP, _ *milter.Modifier) 
 		return resp, nil // a unix-domain client or one whose address Postfix does not know
 	}
 	s.client = addr.Unmap()
-	for _, p := range s.service.config().TrustedNetworks {
-		if p.Contains(s.client) {
-			return milter.RespAccept, nil // Postfix will not ask about this client again
-		}
+	if s.isTrusted() {
+		return milter.RespAccept, nil // Postfix will not ask about this client again
 	}
 	return resp, nil
+}
+
+func (s *session) isTrusted() bool {
+	return slices.ContainsFunc(s.service.config().TrustedNetworks, func(p netip.Prefix) bool { return p.Contains(s.client) })
 }
 
 func (s *session) Helo(name string, _ *milter.Modifier) (milter.Response, error) {
@@ -84,7 +87,7 @@ func (s *session) MailFrom(from string, m *milter.Modifier) (resp milter.Respons
 	s.inside.Store(true)
 	s.msg = newMessage(s.ctx, s.service)
 	// What our own users send is no news to the domain's owner.
-	if m.Macros["{auth_authen}"] == "" && s.client.IsValid() {
+	if m.Macros["{auth_authen}"] == "" && s.client.IsValid() && !s.isTrusted() {
 		s.msg.begin(s.client, s.helo, from)
 	}
 	return resp, nil
@@ -135,7 +138,10 @@ func (s *session) Body(m *milter.Modifier) (resp milter.Response, err error) {
 	}
 	// First, so that no fault in judging keeps a forgery alive. An error means that
 	// the connection is broken; go-milter notices when it sends the answer.
-	broken := removeFields(m, s.msg.forgeries())
+	broken := removeFields(m, authResField, s.msg.forgeries())
+	if s.msg.config.MarkQuarantine {
+		broken = errors.Join(broken, removeFields(m, quarantineField, s.msg.marks()))
+	}
 	if !s.msg.judged {
 		messages.WithLabelValues("skipped").Inc()
 		return resp, nil
@@ -184,12 +190,11 @@ func (s *session) Abort(*milter.Modifier) error {
 	return nil
 }
 
-// removeFields removes the Authentication-Results fields with these indexes
-// (RFC 8601 5).
-func removeFields(m *milter.Modifier, indexes []int) error {
+// removeFields removes the fields of that name with these indexes.
+func removeFields(m *milter.Modifier, name string, indexes []int) error {
 	// From the last to the first, so that the indexes of those yet to go stay right.
 	for _, index := range slices.Backward(indexes) {
-		if err := m.ChangeHeader(index, authResField, ""); err != nil {
+		if err := m.ChangeHeader(index, name, ""); err != nil {
 			return err
 		}
 	}

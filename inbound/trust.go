@@ -147,14 +147,28 @@ func (u *upstream) readDKIM(results []authres.Result, signatures []signature) {
 		}
 		domains := r.Values("header", "d")
 		if domains == nil {
-			// It may be below the domain that signed, which vouches for it (RFC 6376 3.5).
-			domains = r.Values("header", "i")
+			domains = signersFor(only(r.Values("header", "i")), signatures)
 		}
 		u.foundDKIM = u.foundDKIM || domains != nil
 		if domain := domainIn(only(domains)); domain != "" {
 			u.dkim = append(u.dkim, upstreamSignature(domain, &r, signatures))
 		}
 	}
+}
+
+// signersFor returns the domain of the signature that is of an identity (i=), which is
+// that of the signature or below it (RFC 6376 3.5); none if it can be several.
+func signersFor(identity string, signatures []signature) (domains []string) {
+	name := domainIn(identity)
+	for _, s := range signatures {
+		if name != "" && anyWithin(name, []string{s.domain}) && !slices.Contains(domains, s.domain) {
+			domains = append(domains, s.domain)
+		}
+	}
+	if len(domains) > 1 {
+		return nil
+	}
+	return domains
 }
 
 // upstreamSignature is the result r about a signature of domain. The reason stays

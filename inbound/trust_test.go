@@ -129,7 +129,10 @@ Authentication-Results: mx.example (amavisd-new); dkim=softfail
 		"header.i only": {
 			`
 Authentication-Results: mx.example; dkim=pass header.i=@mail.example.com header.s=20230601; spf=softfail smtp.mailfrom=<a@example.com>`,
-			"spf=softfail; dkim=pass mail.example.com/20230601",
+			"spf=softfail; dkim=pass example.com/20230601",
+		},
+		"header.i of no signature": {
+			"Authentication-Results: mx.example; dkim=pass header.i=@example.org", "",
 		},
 
 		"authserv-id in any case, quoted": {
