@@ -51,6 +51,17 @@ func ParseDomain(s string) (string, error) {
 	return name, nil
 }
 
+// ParseSelector returns a DKIM selector as ParseDomain returns a domain name. It may end
+// in a number (RFC 6376 3.1).
+func ParseSelector(s string) (string, error) {
+	const suffix = "._domainkey"
+	name, err := ParseDomain(s + suffix)
+	if err != nil {
+		return "", errors.New("not a selector")
+	}
+	return strings.TrimSuffix(name, suffix), nil
+}
+
 func isLowerASCII(s string) bool {
 	for i := range len(s) {
 		if c := s[i]; c >= utf8.RuneSelf || 'A' <= c && c <= 'Z' {

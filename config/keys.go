@@ -76,7 +76,7 @@ func (c *Config) keys() map[string]setter {
 		"reporter.outbox":   one(&c.Reporter.Outbox, aFile, parsePath),
 
 		"dkim.domain":   one(&c.DKIM.Domain, aDomain+`, or "" for none`, optional(ruapost.ParseDomain)),
-		"dkim.selector": one(&c.DKIM.Selector, `a selector such as "mail2026", or "" for none`, optional(parseSelector)),
+		"dkim.selector": one(&c.DKIM.Selector, `a selector such as "mail2026", or "" for none`, optional(ruapost.ParseSelector)),
 		"dkim.key_file": one(&c.DKIM.KeyFile, aFile+`, or "" for none`, optional(parsePath)),
 
 		"metrics.listen": one(&c.Metrics, `a socket "tcp:HOST:PORT", or "" for none`, optional(parseMetrics)),
@@ -337,16 +337,6 @@ func parseAddress(s string) (string, error) {
 		return "", errors.New("local part is not ASCII")
 	}
 	return address, nil
-}
-
-// parseSelector accepts a DKIM selector, which may be a number.
-func parseSelector(s string) (string, error) {
-	const suffix = "._domainkey.example"
-	name, err := ruapost.ParseDomain(s + suffix)
-	if err != nil {
-		return "", errors.New("not a selector")
-	}
-	return strings.TrimSuffix(name, suffix), nil
 }
 
 // parseArgument accepts what can be an argument of a program.

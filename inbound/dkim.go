@@ -403,15 +403,14 @@ func parseSignature(value string) (sig signature, ok bool) {
 	if err != nil {
 		return sig, false
 	}
-	// A selector may end in a number, as a domain name may not.
-	selector, err := ruapost.ParseDomain(tags["s"] + "._domainkey")
+	selector, err := ruapost.ParseSelector(tags["s"])
 	if err != nil {
 		return sig, false
 	}
 	_, limited := tags["l"]
 	return signature{
 		domain:    domain,
-		selector:  strings.TrimSuffix(selector, "._domainkey"),
+		selector:  selector,
 		algorithm: ruapost.Clean(tags["a"], 32),
 		b:         ruapost.Clean(tags["b"], 8),
 		names:     strings.Count(tags["h"], ":") + 1,

@@ -184,11 +184,8 @@ func upstreamSignature(domain string, r *authres.Result, signatures []signature)
 	if s.result == ruapost.AuthSoftfail { // amavisd-new, of DKIM too
 		s.result = ruapost.AuthNeutral
 	}
-	// A selector may end in a number, as a domain name may not.
-	selector, err := ruapost.ParseDomain(only(r.Values("header", "s")) + "._domainkey")
-	if err == nil {
-		s.selector = strings.TrimSuffix(selector, "._domainkey")
-	} else {
+	var err error
+	if s.selector, err = ruapost.ParseSelector(only(r.Values("header", "s"))); err != nil {
 		s.selector = findSelector(&s, signatures)
 	}
 	return s
