@@ -41,6 +41,9 @@ const (
 	MaxTags = 100
 	// MaxSignedFields is the number of names in the h= of a message signature.
 	MaxSignedFields = 200
+	// MaxKeys is the number of different keys that a chain needs. Each is a DNS query,
+	// all at once, at servers that whoever sends the message chooses.
+	MaxKeys = 10
 	// MaxKeyRecord is the size in bytes of a key record.
 	MaxKeyRecord = 2 << 10
 	// MinKeyBits and MaxKeyBits are the sizes of an RSA key that every verifier takes
@@ -151,10 +154,22 @@ func New(ctx context.Context, fields []Field, lookup Lookup) *Verifier {
 		v.err = fmt.Errorf("instance %d: %s: %w", len(v.chain), fieldNames[ams], v.err)
 		return v
 	}
+	if v.countKeys() > MaxKeys {
+		v.err = limitError("too many keys")
+		return v
+	}
 	v.body = newBodyHash(v.ams.relaxedBody)
 	ctx, v.cancel = context.WithCancel(ctx)
 	v.fetchKeys(ctx, lookup)
 	return v
+}
+
+func (v *Verifier) countKeys() int {
+	names := map[string]bool{v.ams.keyName: true}
+	for _, s := range v.chain {
+		names[s.seal.keyName] = true
+	}
+	return len(names)
 }
 
 // fetchKeys asks for all the keys that the chain needs at once.

@@ -870,3 +870,20 @@ func BenchmarkVerifier(b *testing.B) {
 		}
 	}
 }
+
+// Each key is a query to a server that the sender chooses.
+func TestMaxKeys(t *testing.T) {
+	for n, reason := range map[int]string{MaxKeys: "", MaxKeys + 1: "too many keys"} {
+		m := sample()
+		var sealers []sealer
+		for i := range n {
+			s := newSealer(ed25519Key())
+			s.Domain = fmt.Sprintf("d%d.example", i)
+			sealers = append(sealers, s)
+			m = s.seal(m)
+		}
+		if r := zoneOf(sealers...).validate(t, m); r.Reason != reason || r.Limited != (reason != "") {
+			t.Errorf("%d keys: %+v", n, r)
+		}
+	}
+}

@@ -236,6 +236,7 @@ func TestErrors(t *testing.T) {
 		{"budget", "[milter]\nbudget = \"5m\"\n", `f.toml:2: milter.budget: "5m": out of bounds; expected a time from "1s" to "40s"`},
 		{"override no list", "override = 1\n", `f.toml:1: override: 1 is a number; expected sections [[override]] with the keys source, dkim, spf, list_id, recipient, type and comment`},
 		{"override empty", "[[override]]\ntype = 'other'\n", `f.toml:1: override: section 1: it would match every message; expected at least one of source, dkim, spf, list_id, recipient`},
+		{"override forgeable", "[[override]]\nlist_id = 'a.example'\nrecipient = 'b.example'\n", `f.toml:1: override: section 1: anybody can write a List-Id; expected source, dkim or spf beside list_id`},
 		{"override key", "[[override]]\nfrom = 'other'\n", `f.toml:1: override: section 1: unknown key "from"; expected one of source, dkim, spf, list_id, recipient, type, comment`},
 		{"override network", "[[override]]\ndkim = 'a.example'\n[[override]]\nsource = '192.0.2.1/24'\n", `f.toml:3: override: section 2: source: "192.0.2.1/24": address inside the network 192.0.2.0/24; expected a list of networks such as "192.0.2.0/24" or "2001:db8::/32"`},
 		{"override type", "[[override]]\ndkim = 'a.example'\ntype = 'sampled_out'\n", `f.toml:1: override: section 1: type: "sampled_out": not supported; expected "local_policy", "trusted_forwarder", "mailing_list", "forwarded" or "other"`},

@@ -57,6 +57,9 @@ func parseOverride(table map[string]any) (Override, error) {
 	if len(o.Sources)+len(o.DKIM)+len(o.SPF)+len(o.ListIDs)+len(o.Recipients) == 0 {
 		return o, errors.New("it would match every message; expected at least one of source, dkim, spf, list_id, recipient")
 	}
+	if len(o.ListIDs) > 0 && len(o.Sources)+len(o.DKIM)+len(o.SPF) == 0 {
+		return o, errors.New("anybody can write a List-Id; expected source, dkim or spf beside list_id")
+	}
 	return o, nil
 }
 

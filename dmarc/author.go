@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
 
 	"ruapost"
 )
@@ -36,7 +37,11 @@ func AuthorDomains(fields []string) ([]string, error) {
 	var domains []string
 	var unreadable error
 	for _, field := range fields {
-		if err := addDomains(&domains, field); err != nil && unreadable == nil {
+		err := addDomains(&domains, field)
+		if err != nil {
+			salvage(&domains, field)
+		}
+		if err != nil && unreadable == nil {
 			unreadable = fmt.Errorf("dmarc: From field %q: %w", ruapost.Clean(field, 100), err)
 		}
 	}
@@ -53,6 +58,29 @@ func AuthorDomains(fields []string) ([]string, error) {
 		return domains, fmt.Errorf("dmarc: %d From fields", len(fields))
 	}
 	return domains, nil
+}
+
+// salvage adds what stands behind each "@" of a field that cannot be read: a mail client
+// may show any of them as the author.
+func salvage(domains *[]string, field string) {
+	inName := func(r rune) bool {
+		return r == '.' || r == '-' || r == '_' || unicode.IsLetter(r) || unicode.IsDigit(r) || unicode.IsMark(r)
+	}
+	for len(*domains) <= maxAuthorDomains {
+		_, behind, found := strings.Cut(field, "@")
+		if !found {
+			return
+		}
+		field = strings.TrimLeft(behind, " \t\r\n")
+		name := field
+		if end := strings.IndexFunc(field, func(r rune) bool { return !inName(r) }); end >= 0 {
+			name = field[:end]
+		}
+		domain, err := ruapost.ParseDomain(strings.Trim(name, "."))
+		if err == nil && ruapost.Labels(domain) > 1 && !slices.Contains(*domains, domain) {
+			*domains = append(*domains, domain)
+		}
+	}
 }
 
 // addDomains adds to domains what one field has, up to what cannot be read. It stops
@@ -139,7 +167,7 @@ func (b *mailbox) domain() (string, error) {
 	}
 	at := slices.IndexFunc(b.tokens, func(t token) bool { return t.kind == '@' })
 	local, domain := b.tokens[:at], b.tokens[at+1:]
-	if len(local) == 0 { // also a source route, which nobody has reason to use
+	if len(local) == 0 { // also a source route (RFC 5322 4.4), which nobody has reason to use
 		return "", errors.New(`no local part before "@"`)
 	}
 	if err := checkWords(local, atom, quotedString); err != nil {

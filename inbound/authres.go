@@ -17,7 +17,10 @@ func (j *judgement) authResValue() string {
 	for i := range j.dkim {
 		f.Results = append(f.Results, j.dkim[i].authres())
 	}
-	if len(j.dkim) == 0 {
+	switch {
+	case j.msg.headerTooLarge():
+		f.Results = append(f.Results, authres.Result{Method: "dkim", Value: "policy", Reason: "header too large"})
+	case len(j.dkim) == 0:
 		f.Results = append(f.Results, authres.Result{Method: "dkim", Value: "none"})
 	}
 	if j.arc != nil {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/emersion/go-milter"
 	mdns "github.com/miekg/dns"
@@ -377,5 +378,43 @@ func TestReloadTrustedNetworks(t *testing.T) {
 	r.svc.Reload(cfg)
 	if mods := s.send("x@y.example", bob, sample("a@example.com")); len(mods) != 0 {
 		t.Errorf("judged: %+v", mods)
+	}
+}
+
+// A From field that cannot be read is no way around a policy: some mail client may show
+// any of the addresses in it.
+func TestUnreadableFrom(t *testing.T) {
+	r := newRig(t)
+	r.dns.Add(`_dmarc.bank.example. 300 IN TXT "v=DMARC1; p=reject"`)
+	r.svc.Config.Enforce = ruapost.DispositionReject
+	s := r.connect("192.0.2.1", "mail.example.com")
+	for _, from := range []string{
+		"<ceo@bank.example> .", "<ceo@bank.example>, (", "Ceo <ceo@bank.example", `"Ceo <ceo@bank.example>`,
+		"<@evil.example:ceo@bank.example>", strings.Repeat("x", 17<<10) + " <ceo@bank.example>", "ceo@bank.example\u200d",
+		"ceo@bank.example\r\nFrom: (", "(\r\nFrom: <ceo@bank.example>",
+	} {
+		s.transmit("x@evil.example", bob, bytes.Replace(sample("FROM"), []byte("FROM"), []byte(from), 1))
+		if done := s.finish(); !strings.HasPrefix(done, "550 5.7.1") {
+			t.Errorf("%.100q: %q", from, done)
+		}
+	}
+}
+
+// The policy is found however long other names, which the sender chose, take: a slow
+// name server of its own gets no message past somebody else's policy.
+func TestSlowNamesOfTheSender(t *testing.T) {
+	r := newRig(t)
+	r.svc.Config.Enforce, r.svc.Config.Budget = ruapost.DispositionReject, 800*time.Millisecond
+	r.dns.Add(`_dmarc.bank.example. 0 IN TXT "v=DMARC1; p=reject"`) // never cached
+	s := r.connect("192.0.2.1", "mail.example.com")
+	signature := "DKIM-Signature: v=1; a=rsa-sha256; d=evil.example; s=s; h=from; bh=x; b=x\r\n"
+	for _, name := range []string{"s._domainkey.evil.example", "evil.example", "_dmarc.evil.example"} {
+		r.dns.SetRcode(name, -1)
+	}
+	for _, from := range []string{"ceo@bank.example", "x@evil.example, ceo@bank.example", "ceo@bank.example, x@evil.example"} {
+		s.transmit("x@evil.example", bob, append([]byte(signature), sample(from)...))
+		if done := s.finish(); !strings.HasPrefix(done, "550 5.7.1") {
+			t.Errorf("%s: %q", from, done)
+		}
 	}
 }

@@ -31,6 +31,7 @@ type signature struct {
 	b         string // the beginning of the signature, for header.b (RFC 6008)
 	names     int    // of header fields in h=
 	limited   bool   // l= says how much of the body is signed
+	relaxed   bool   // c= says that the header is canonicalized so
 	// result is empty as long as it is not known.
 	result ruapost.AuthResult
 	reason string
@@ -415,6 +416,7 @@ func parseSignature(value string) (sig signature, ok bool) {
 		b:         ruapost.Clean(tags["b"], 8),
 		names:     strings.Count(tags["h"], ":") + 1,
 		limited:   limited,
+		relaxed:   strings.HasPrefix(strings.ToLower(tags["c"]), "relaxed"),
 	}, true
 }
 

@@ -757,7 +757,7 @@ func TestAbsurdMessages(t *testing.T) {
 		return time.Now()
 	}
 	head := strings.TrimSuffix(string(sample("alice@example.com")), "\r\n\r\nHello.\r\n\r\nBye.\r\n")
-	const pass, tooLarge = "dkim=pass header.d=example.com", `dmarc=permerror reason="header too large"`
+	const pass, tooLarge = "dkim=pass header.d=example.com", `dkim=policy reason="header too large"`
 	for name, tc := range map[string]struct{ top, body, want string }{
 		"200,000 fields":             {strings.Repeat("X:\r\n", 200_000), "x", tooLarge},
 		"15,000 fields":              {strings.Repeat("X:\r\n", 15_000), "x", `dkim=policy reason="too many header fields or folds"`},

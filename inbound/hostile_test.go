@@ -305,10 +305,10 @@ func TestFaults(t *testing.T) {
 	if n := testutil.ToFloat64(panics) - before; n != 2 {
 		t.Errorf("%v faults counted", n)
 	}
-	// Without a verdict there is no field of ours, and still no forged one.
+	// Nor is there a verdict then; the forged field goes all the same.
 	r.svc.Resolver = faulty{real, ""}
 	mods := s.send("x@y.example", bob, msg)
-	if len(mods) != 1 || mods[0].Code != milter.ActChangeHeader {
+	if len(mods) != 2 || mods[0].Code != milter.ActChangeHeader || !strings.Contains(added(t, mods), "dmarc=temperror header.from=example.com") {
 		t.Errorf("%+v", mods)
 	}
 	r.svc.Resolver = real

@@ -34,9 +34,11 @@ import (
 const (
 	// DefaultBudget is Config.Budget if that is not set.
 	DefaultBudget = 20 * time.Second
-	// MaxHeader is the size in bytes of a message's header in memory, where each field
-	// takes 64 more. A message with a larger one is passed on unjudged.
-	MaxHeader = 1 << 20
+	// MaxHeader is the size in bytes of a message's header, of which each field counts
+	// as fieldCost more. Of a larger one only From is looked at, up to MaxFromFields: no
+	// DKIM and no ARC.
+	MaxHeader     = 1 << 20
+	MaxFromFields = 64 << 10
 	// MaxFields and MaxFolds are the numbers of a message's header fields and of
 	// their lines beyond the first. Signatures of a message with more get the result
 	// "policy": go-msgauth goes over all fields for each name in a signature's h=, and

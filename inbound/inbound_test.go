@@ -458,9 +458,18 @@ func TestDKIMResults(t *testing.T) {
 func TestHeaderTooLarge(t *testing.T) {
 	r := newRig(t)
 	s := r.connect("192.0.2.1", "mail.example.com")
-	filler := strings.Repeat("X-Filler: "+strings.Repeat("x", 1000)+"\r\n", MaxHeader/1000)
-	res := added(t, s.send("x@y.example", []string{"bob@receiver.example"}, append([]byte(filler), sample("a@example.com")...)))
-	if !strings.Contains(res, `dmarc=permerror reason="header too large"`) {
+	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=reject"
+		example.com. 300 IN TXT "v=spf1 ip4:192.0.2.1 -all"`)
+	filler := []byte(strings.Repeat("X-Filler: "+strings.Repeat("x", 1000)+"\r\n", MaxHeader/1000))
+	// Whoever makes it so large does not get around the policy.
+	for sender, want := range map[string]string{"x@y.example": "fail", "x@example.com": "pass"} {
+		res := added(t, s.send(sender, []string{"bob@receiver.example"}, append(filler, sample("a@example.com")...)))
+		if !strings.Contains(res, `dkim=policy reason="header too large"; dmarc=`+want) {
+			t.Error(res)
+		}
+	}
+	res := added(t, s.send("x@y.example", []string{"bob@receiver.example"}, append([]byte("From: a@example.com\r\n"), append(filler, sample("a@example.org")...)...)))
+	if !strings.Contains(res, "dmarc=fail") || !strings.Contains(res, "header.from=example.com") {
 		t.Error(res)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"ruapost"
@@ -37,11 +38,11 @@ func (m *message) judge() *judgement {
 	defer cancel()
 
 	j := &judgement{msg: m, when: m.service.now(), result: dmarc.ResultPermerror}
-	j.verify(ctx)
-	if m.headerTooLarge() {
-		j.problem = "header too large"
-		return j
-	}
+	// The policy, which is the author's, must not be in want of time because of names
+	// that the sender chose.
+	verifying, cancelVerifying := context.WithTimeout(ctx, m.config.halfBudget()*3/4)
+	j.verify(verifying)
+	cancelVerifying()
 	j.evaluate(ctx)
 	j.decision = j.decide()
 	j.log()
@@ -115,10 +116,17 @@ func (m *message) finishSPF(ctx context.Context) ruapost.SPFResult {
 // evaluate applies DMARC for each author domain. What is done and reported is about
 // the one whose policy is the strictest of those that fail (RFC 9989 11.5).
 func (j *judgement) evaluate(ctx context.Context) {
-	var verdicts []*dmarc.Verdict
-	for _, author := range j.msg.authors {
-		verdicts = append(verdicts, j.msg.evaluator().Evaluate(ctx, author, j.dkimResults(), j.spf))
+	verdicts := make([]*dmarc.Verdict, len(j.msg.authors))
+	var evaluations sync.WaitGroup
+	for i, author := range j.msg.authors {
+		evaluations.Go(func() {
+			// Instead of a verdict that a fault keeps from being found.
+			verdicts[i] = &dmarc.Verdict{Result: dmarc.ResultTemperror, AuthorDomain: author}
+			defer caught(func() {})
+			verdicts[i] = j.msg.evaluator().Evaluate(ctx, author, j.dkimResults(), j.spf)
+		})
 	}
+	evaluations.Wait()
 	if len(verdicts) == 0 {
 		j.problem = "no author domain"
 		return

@@ -57,6 +57,7 @@ type message struct {
 
 	header     []field
 	headerSize int
+	fromSize   int // of From fields of a header that is too large
 	folds      int
 	authRes    int      // Authentication-Results fields so far
 	forged     []int    // the indexes, from 1, of those that claim to be ours; one more than MaxForged
@@ -229,16 +230,34 @@ func (m *message) addHeader(f field) {
 			m.forged = append(m.forged, m.authRes)
 		}
 	}
-	if !m.judged || m.headerTooLarge() {
+	if !m.judged {
+		return
+	}
+	if m.headerTooLarge() {
+		m.addAuthor(f)
 		return
 	}
 	if m.headerSize += len(f.name) + len(f.value) + fieldCost; m.headerTooLarge() {
 		limits.WithLabelValues("header").Inc()
+		header := m.header
 		m.header = nil
+		for _, f := range append(header, f) {
+			m.addAuthor(f)
+		}
 		return
 	}
 	m.folds += strings.Count(f.value, "\n")
 	m.header = append(m.header, f)
+}
+
+// addAuthor keeps a field of a header that is too large if the policy depends on it.
+func (m *message) addAuthor(f field) {
+	if !f.is("From") {
+		return
+	}
+	if m.fromSize += len(f.value) + fieldCost; m.fromSize <= MaxFromFields {
+		m.header = append(m.header, f)
+	}
 }
 
 // isForged says whether an Authentication-Results field is to be removed (RFC 8601 5):
@@ -345,11 +364,25 @@ func (m *message) signedHeader(sig *signature) []byte {
 		}
 		b.WriteString(f.name)
 		b.WriteByte(':')
-		b.WriteString(crlf(f.value))
+		if sig.relaxed && i != sig.index {
+			// go-msgauth copies a field at each fold, which relaxed canonicalization takes
+			// away (RFC 6376 3.4.2).
+			b.WriteString(unfolded(f.value))
+		} else {
+			b.WriteString(crlf(f.value))
+		}
 		b.WriteString("\r\n")
 	}
 	b.WriteString("\r\n")
 	return b.Bytes()
+}
+
+// unfolded returns a value without the line ends of its folds; the blanks behind them stay.
+func unfolded(value string) string {
+	if !strings.Contains(value, "\n") {
+		return value
+	}
+	return strings.ReplaceAll(strings.ReplaceAll(value, "\r\n", ""), "\n", "")
 }
 
 // crlf turns the folds of a header value, which Postfix gives as LF, into what the

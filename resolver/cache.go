@@ -13,6 +13,9 @@ import (
 const (
 	// maxCacheBytes bounds the memory for answers, approximately.
 	maxCacheBytes = 32 << 20
+	// maxCachedBytes is the size of the largest answer that is kept: whoever has mail
+	// judged must not be able to drive out all others' answers with a few of his own.
+	maxCachedBytes = 8 << 10
 	// entryWeight and recordWeight are what an answer and each of its records take
 	// besides their octets: structures, slice and string headers, and what the
 	// allocator rounds up.
@@ -163,14 +166,17 @@ func (r *Resolver) leave(k key, f *flight) {
 }
 
 // fly carries out the flight f for k. The answer is in the cache before the
-// flight is over, so that there is no gap in which k would be asked for again.
+// flight is over, so that there is no gap in which k would be asked for again, unless
+// it is too large to be kept.
 func (r *Resolver) fly(ctx context.Context, k key, f *flight) {
 	defer f.cancel()
 	if err := Safely(k.name, func() { f.answer = r.query(ctx, k) }); err != nil {
 		f.answer = failure(k, err)
 	}
 	if !errors.Is(ctx.Err(), context.Canceled) { // else it may have failed for that alone
-		r.cache.Set(k, f.answer)
+		if f.answer.size <= maxCachedBytes {
+			r.cache.Set(k, f.answer)
+		}
 	}
 	r.mu.Lock()
 	if r.flights[k] == f {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -20,16 +21,39 @@ import (
 type SPF struct {
 	r      *Resolver
 	client netip.Addr
+	found  *spfNames
 }
+
+// spfNames are names that the check was told by answers, not by the record.
+type spfNames struct {
+	mx, ptr map[string]bool
+	// until is when the ptr mechanism has to be done; the zero time if it was not used.
+	until time.Time
+}
+
+const (
+	// maxSPFRecord is the size in bytes of a record that is read. Macros in a larger
+	// one cost time that grows with its square.
+	maxSPFRecord = 4 << 10
+	// ptrTime is how long a check may take for the ptr mechanism. The client's operator
+	// decides how slow that is; names that do not come in time do not match, and are no
+	// error (RFC 7208 5.5).
+	ptrTime = 2 * time.Second
+)
 
 // SPF returns the resolver for checking the SMTP client at address client.
 func (r *Resolver) SPF(client netip.Addr) SPF {
-	return SPF{r: r, client: client.Unmap()}
+	return SPF{r: r, client: client.Unmap(), found: &spfNames{mx: map[string]bool{}, ptr: map[string]bool{}}}
 }
 
 // LookupTXT returns the texts of domain's TXT records.
 func (s SPF) LookupTXT(ctx context.Context, domain string) ([]string, error) {
 	a := s.get(ctx, domain, dns.TypeTXT)
+	for _, txt := range a.txts {
+		if len(txt) > maxSPFRecord && strings.HasPrefix(txt, "v=spf1") {
+			return nil, &net.DNSError{Err: "SPF record too large", Name: domain}
+		}
+	}
 	return slices.Clone(a.txts), a.error()
 }
 
@@ -38,6 +62,7 @@ func (s SPF) LookupMX(ctx context.Context, domain string) ([]*net.MX, error) {
 	a := s.get(ctx, domain, dns.TypeMX)
 	var out []*net.MX
 	for _, mx := range a.mxs {
+		s.found.mx[mx.Host] = true
 		out = append(out, &net.MX{Host: mx.Host + ".", Pref: mx.Pref})
 	}
 	return out, a.error()
@@ -64,9 +89,15 @@ func (s SPF) LookupIPAddr(ctx context.Context, host string) ([]net.IPAddr, error
 		return nil, nxDomain(host)
 	}
 	var a *answer
-	if s.client.Is4() {
-		a = s.r.lookup(ctx, key{name, dns.TypeA})
-	} else {
+	switch {
+	case s.found.ptr[name]:
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, s.found.until)
+		defer cancel()
+		a = s.r.lookup(ctx, key{name, s.family()})
+	case s.client.Is4(), s.found.mx[name]: // no mechanism but exists wants another family
+		a = s.r.lookup(ctx, key{name, s.family()})
+	default:
 		v4, v6 := s.r.bothFamilies(ctx, name)
 		if a = merge(v4, v6); rank(v6.err) == rankFailed {
 			a = v6
@@ -79,14 +110,28 @@ func (s SPF) LookupIPAddr(ctx context.Context, host string) ([]net.IPAddr, error
 	return ips, a.error()
 }
 
+// family is the type of the records with addresses of the client's family.
+func (s SPF) family() uint16 {
+	if s.client.Is4() {
+		return dns.TypeA
+	}
+	return dns.TypeAAAA
+}
+
 // LookupAddr returns the names that the reverse entry of the address addr gives.
 func (s SPF) LookupAddr(ctx context.Context, addr string) ([]string, error) {
 	ip, err := netip.ParseAddr(addr)
 	if err != nil {
 		return nil, nxDomain(addr)
 	}
+	if s.found.until.IsZero() {
+		s.found.until = time.Now().Add(ptrTime)
+	}
+	ctx, cancel := context.WithDeadline(ctx, s.found.until)
+	defer cancel()
 	names, err := s.r.LookupPTR(ctx, ip)
-	for i := range names {
+	for i, name := range names {
+		s.found.ptr[name] = true
 		names[i] += "."
 	}
 	return names, err

@@ -169,3 +169,66 @@ func TestSPFSpecialCharacters(t *testing.T) {
 		t.Error(ips, err, s.Queries())
 	}
 }
+
+// RFC 7208 5.5: what is wrong with the names of the client's address is no error. Its
+// operator, who may be a forger, decides how long they take.
+func TestSPFSlowPTR(t *testing.T) {
+	r, s := start(t, `
+		example.com. 300 IN TXT "v=spf1 ptr -all"
+		1.2.0.192.in-addr.arpa. 300 IN PTR one.silent.example.
+		1.2.0.192.in-addr.arpa. 300 IN PTR two.silent.example.
+		1.2.0.192.in-addr.arpa. 300 IN PTR three.silent.example.
+	`)
+	for _, name := range []string{"one", "two", "three"} {
+		s.SetRcode(name+".silent.example", -1)
+	}
+	s.SetRcode("9.2.0.192.in-addr.arpa", -1)
+	for _, client := range []string{"192.0.2.1", "192.0.2.9"} {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*ptrTime)
+		defer cancel()
+		addr := netip.MustParseAddr(client)
+		got, err := spf.CheckHostWithSender(net.IP(addr.AsSlice()), "h.example", "a@example.com", spf.WithContext(ctx), spf.WithResolver(r.SPF(addr)))
+		if got != spf.Fail || ctx.Err() != nil {
+			t.Errorf("%s: %s, %v", client, got, err)
+		}
+	}
+}
+
+// Macros with endless delimiters cost time that grows with the square of their length.
+func TestSPFRecordTooLarge(t *testing.T) {
+	long := strings.Repeat("-", 200)
+	var zone strings.Builder
+	zone.WriteString(`example.com. 300 IN TXT "v=spf1 include:b.%{d2.`)
+	for range maxSPFRecord/200 + 1 {
+		zone.WriteString(long + `" "`)
+	}
+	zone.WriteString(`} -all"`)
+	r, _ := start(t, zone.String())
+	addr := netip.MustParseAddr("192.0.2.1")
+	got, err := spf.CheckHostWithSender(net.IP(addr.AsSlice()), "h.example", "a@example.com", spf.WithContext(t.Context()), spf.WithResolver(r.SPF(addr)))
+	if got != spf.PermError || err == nil || !strings.Contains(err.Error(), "too large") {
+		t.Errorf("%s, %v", got, err)
+	}
+}
+
+// The hosts of mx are asked for addresses of the client's family alone: there can be a
+// hundred of them.
+func TestSPFAsksForOneFamily(t *testing.T) {
+	r, s := start(t, `
+		example.com. 300 IN TXT "v=spf1 mx -all"
+		example.com. 300 IN MX 10 mx.example.net.
+		mx.example.net. 300 IN A 192.0.2.1
+		mx.example.net. 300 IN AAAA 2001:db8::1
+	`)
+	for _, client := range []string{"2001:db8::1", "192.0.2.1"} {
+		addr := netip.MustParseAddr(client)
+		got, _ := spf.CheckHostWithSender(net.IP(addr.AsSlice()), "h.example", "a@example.com", spf.WithContext(t.Context()), spf.WithResolver(r.SPF(addr)))
+		if got != spf.Pass {
+			t.Errorf("%s: %s", client, got)
+		}
+	}
+	want := []string{"example.com. TXT", "example.com. MX", "mx.example.net. AAAA", "mx.example.net. A"}
+	if d := cmp.Diff(want, s.Queries()); d != "" {
+		t.Error(d)
+	}
+}
