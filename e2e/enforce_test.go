@@ -156,6 +156,7 @@ var enforcePhases = []phase{
 		milter: reportAll + `enforce = "reject"
 			[[override]]
 			list_id = ["cake.list.example"]
+			source = ["0.0.0.0/0", "::/0"]
 			type = "mailing_list"
 			comment = "we like cake"`,
 		mails: []treated{
