@@ -97,7 +97,7 @@ func (m *message) startDKIM(signatures []signature) *dkimCheck {
 
 // startAll begins to verify the signatures that have no result yet.
 func (c *dkimCheck) startAll(m *message) {
-	room := MaxSignedHeader
+	room, folds := MaxSignedHeader, MaxFolds
 	for i := range c.signatures {
 		sig := &c.signatures[i]
 		if sig.result != "" {
@@ -107,6 +107,14 @@ func (c *dkimCheck) startAll(m *message) {
 		if room -= len(header); room < 0 {
 			limits.WithLabelValues("signed_header").Inc()
 			sig.result, sig.reason = ruapost.AuthPolicy, "too much signed header"
+			continue
+		}
+		if !sig.relaxed { // else they are taken away
+			folds -= m.folds
+		}
+		if folds < 0 {
+			limits.WithLabelValues("fields").Inc()
+			sig.result, sig.reason = ruapost.AuthPolicy, "too many folds"
 			continue
 		}
 		c.start(sig, header)
