@@ -126,6 +126,9 @@ type TLSPolicy struct {
 	// TLSRPT is the unix datagram socket for Postfix's TLSRPT events; the zero
 	// Listen if there is to be none.
 	TLSRPT Listen
+	// AllowNetworks are those where MTA-STS policy hosts may be although they are not
+	// on the Internet.
+	AllowNetworks []netip.Prefix
 }
 
 // Reporter is what the reporter needs to know.

@@ -56,7 +56,7 @@ func TestEveryKey(t *testing.T) {
 org_name = "Exämple, Inc."
 report_domain = "Bücher.example."
 dns.servers = ["192.0.2.1", "::1", "192.0.2.2:5353", "[2001:db8::1]:53"]
-tlspolicy = { listen = ["tcp:127.0.0.1:8891"], tlsrpt = "" }
+tlspolicy = { listen = ["tcp:127.0.0.1:8891"], tlsrpt = "", allow_networks = ["10.0.0.0/8"] }
 
 [store]
 path = "/srv//ruapost.db"
@@ -141,7 +141,7 @@ comment = "known list"
 				},
 			},
 		},
-		TLSPolicy: TLSPolicy{Listen: []Listen{{"tcp", "127.0.0.1:8891"}}},
+		TLSPolicy: TLSPolicy{Listen: []Listen{{"tcp", "127.0.0.1:8891"}}, AllowNetworks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}},
 		Reporter:  Reporter{"dmarc-noreply@xn--bcher-kva.example", []string{"/usr/lib/sendmail"}, "rfc7489", "/srv/outbox"},
 		DKIM:      DKIM{"example.org", "a.b", "/etc/key.pem"},
 		Metrics:   Metrics{Listen{"tcp", "[::1]:9184"}, Listen{"tcp", "[::1]:9185"}},
@@ -191,7 +191,7 @@ func TestErrors(t *testing.T) {
 		},
 		{"unknown key of a section", "\n[dkim]\n\nkey = \"x\"\n", `f.toml:4: dkim.key: unknown key; expected one of domain, key_file, selector`},
 		{"keys match their case", "[dkim]\nDomain = \"x\"\n", `f.toml:2: dkim.Domain: unknown key; expected one of domain, key_file, selector`},
-		{"not built yet", "[tlspolicy]\nmaillog = [\"journal\"]\n", `f.toml:2: tlspolicy.maillog: unknown key; expected one of listen, tlsrpt`},
+		{"not built yet", "[tlspolicy]\nmaillog = [\"journal\"]\n", `f.toml:2: tlspolicy.maillog: unknown key; expected one of allow_networks, listen, tlsrpt`},
 		{"section that is none", "milter = \"x\"\n", `f.toml:1: milter: not a section; expected a line [milter] and its keys below`},
 		{"section that is a list", "[[milter]]\n", `f.toml:1: milter: not a section; expected a line [milter] and its keys below`},
 		{"table for a value", "[store.path]\nx = 1\n", `f.toml:1: store.path: a table; expected an absolute path`},

@@ -67,8 +67,9 @@ func (c *Config) keys() map[string]setter {
 
 		"override": c.Milter.setOverrides,
 
-		"tlspolicy.listen": list(&c.TLSPolicy.Listen, 1, sockets, ParseListen),
-		"tlspolicy.tlsrpt": one(&c.TLSPolicy.TLSRPT, `a socket "unix:/PATH", or "" for none`, optional(parseUnix)),
+		"tlspolicy.listen":         list(&c.TLSPolicy.Listen, 1, sockets, ParseListen),
+		"tlspolicy.tlsrpt":         one(&c.TLSPolicy.TLSRPT, `a socket "unix:/PATH", or "" for none`, optional(parseUnix)),
+		"tlspolicy.allow_networks": list(&c.TLSPolicy.AllowNetworks, 0, networks, parseNetwork),
 
 		"reporter.from":     one(&c.Reporter.From, `a mail address such as "reports@example.org"`, parseAddress),
 		"reporter.sendmail": command(&c.Reporter.Sendmail),

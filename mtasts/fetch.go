@@ -45,6 +45,10 @@ type Fetcher struct {
 	Resolver AddrResolver
 	// RootCAs are the trusted CAs; nil stands for the system's.
 	RootCAs *x509.CertPool
+	// AllowNetworks are those where policy hosts may be although they are not on the
+	// Internet: loopback, private or link-local ones. Elsewhere whoever publishes an
+	// address could have us talk to hosts that only we can reach.
+	AllowNetworks []netip.Prefix
 
 	// dial replaces the connection to an address in tests.
 	dial func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -161,6 +165,15 @@ func (f *Fetcher) client(host string) *http.Client {
 	}
 }
 
+// sharedAddresses are for carriers' own use (RFC 6598).
+var sharedAddresses = netip.MustParsePrefix("100.64.0.0/10")
+
+func (f *Fetcher) mayConnect(ip netip.Addr) bool {
+	ip = ip.Unmap()
+	return ip.IsGlobalUnicast() && !ip.IsPrivate() && !sharedAddresses.Contains(ip) ||
+		slices.ContainsFunc(f.AllowNetworks, func(p netip.Prefix) bool { return p.Contains(ip) })
+}
+
 func checkResponse(resp *http.Response) error {
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("HTTP status %d", resp.StatusCode)
@@ -196,6 +209,10 @@ func (f *Fetcher) connect(ctx context.Context, network, addr, policyHost string)
 	slices.SortStableFunc(ips, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() })
 	err = errors.New("no address")
 	for _, ip := range ips[:min(len(ips), maxAddresses)] {
+		if !f.mayConnect(ip) {
+			err = fmt.Errorf("the policy host's address %s is not on the Internet, and not in tlspolicy.allow_networks", ip)
+			continue
+		}
 		var conn net.Conn
 		if conn, err = dial(ctx, network, net.JoinHostPort(ip.String(), port)); err == nil {
 			return conn, nil

@@ -342,6 +342,54 @@ func TestFetchTimeout(t *testing.T) {
 	})
 }
 
+// A policy host's address may be anything its owner likes, and must not be a way into
+// our own network.
+func TestFetchNotOnTheInternet(t *testing.T) {
+	for _, tt := range []struct {
+		addr  string
+		allow string
+		want  bool
+	}{
+		{"192.0.2.1", "", true},
+		{"2001:db8::1", "", true},
+		{"127.0.0.1", "", false},
+		{"::1", "", false},
+		{"10.1.2.3", "", false},
+		{"172.16.0.1", "", false},
+		{"192.168.1.1", "", false},
+		{"169.254.169.254", "", false},
+		{"100.64.0.1", "", false},
+		{"0.0.0.0", "", false},
+		{"224.0.0.1", "", false},
+		{"255.255.255.255", "", false},
+		{"::", "", false},
+		{"fe80::1", "", false},
+		{"fd00::1", "", false},
+		{"::ffff:10.1.2.3", "", false},
+		{"10.1.2.3", "10.0.0.0/8", true},
+		{"::ffff:10.1.2.3", "10.0.0.0/8", true},
+		{"10.1.2.3", "192.168.0.0/16", false},
+	} {
+		f := &Fetcher{}
+		if tt.allow != "" {
+			f.AllowNetworks = []netip.Prefix{netip.MustParsePrefix(tt.allow)}
+		}
+		if got := f.mayConnect(netip.MustParseAddr(tt.addr)); got != tt.want {
+			t.Errorf("%s, allowed %q: %v", tt.addr, tt.allow, got)
+		}
+	}
+	dns, r := startDNS(t)
+	dns.Add("mta-sts.d.test. 300 IN A 127.0.0.1\n")
+	f := &Fetcher{Resolver: r, dial: func(_ context.Context, _, addr string) (net.Conn, error) {
+		t.Errorf("connection to %s", addr)
+		return nil, errors.New("no connection")
+	}}
+	_, err := f.Fetch(t.Context(), "d.test")
+	if ResultType(err) != ruapost.ResultSTSPolicyFetchError || !strings.Contains(err.Error(), "127.0.0.1 is not on the Internet") {
+		t.Error(err)
+	}
+}
+
 func TestFetchAddresses(t *testing.T) {
 	ca := newAuthority(t)
 	cert := ca.issue(t, time.Now().Add(time.Hour), "x", "mta-sts.d.test", "mta-sts.many.d.test")

@@ -51,7 +51,7 @@ func run(ctx context.Context, cfg *config.Config, reloads <-chan *config.Config)
 	recorded := make(chan error, 1)
 	go func() { recorded <- record(ctx, events, destinations, cfg.Store.Path) }()
 	defer func() { err = errors.Join(err, <-recorded) }()
-	policies := outbound.NewPolicies(dns, &mtasts.Fetcher{Resolver: dns})
+	policies := outbound.NewPolicies(dns, &mtasts.Fetcher{Resolver: dns, AllowNetworks: cfg.TLSPolicy.AllowNetworks})
 	policies.Destinations = destinations
 	defer policies.Close()
 	go func() {
