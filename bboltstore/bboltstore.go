@@ -84,11 +84,13 @@ const (
 	holdFactor = 4
 	linger     = 200 * time.Microsecond
 
-	// A commit costs as much for one record call as for several. As long as they come
-	// in numbers, which is if the last batch had more than one, a batch waits for
-	// gatherCalls of them, but before the file is opened no longer than gatherTime.
+	// A commit costs as much for one record call as for several. A batch waits for as
+	// many as have come in time before, up to gatherCalls, but before the file is opened
+	// no longer than gatherTime. After probeAfter batches, others having come while they
+	// were written, it waits for twice as many.
 	gatherCalls = 16
 	gatherTime  = 2 * time.Millisecond
+	probeAfter  = 16
 
 	// chunk is the number of keys that are read or deleted per lock hold.
 	chunk = 1_000
@@ -98,8 +100,8 @@ const (
 	complainEach = time.Minute
 	openTimeout  = 2 * time.Second
 	closeTimeout = 5 * time.Second
-	// damageEach is how often a damaged file is set aside while the program runs. If
-	// the next one is damaged so soon, the fault is not with the file.
+	// damageEach is how often a damaged file is set aside. If the next one is damaged so
+	// soon, the fault is not with the file.
 	damageEach = time.Hour
 )
 
@@ -136,9 +138,7 @@ type Store struct {
 	giveUp      time.Time     // after closed was set: when to end with rows unwritten
 	complained  time.Time
 
-	// Of the store goroutine alone:
-	wasDamaged  time.Time
-	lastWaiting int // record calls that waited for the last batch
+	gather gather // of the store goroutine alone
 }
 
 // call is a transaction that somebody other than the recorder wants.
@@ -166,6 +166,7 @@ func Open(path string) (*Store, error) {
 		wake:     make(chan struct{}, 1),
 		gone:     make(chan struct{}),
 		closing:  make(chan struct{}),
+		gather:   gather{calls: 1},
 	}
 	go s.run()
 	// Once now, so that the operator hears of a fault at the start.
@@ -227,9 +228,14 @@ func (s *Store) notify() {
 }
 
 // update runs fn in a read-write transaction of its own, view in a read-only one.
-// They return fn's error, the file's, or the context's if it ended before.
+// They return fn's error but for errUnchanged, the file's, or the context's if it ended
+// before.
 func (s *Store) update(ctx context.Context, fn func(*bolt.Tx) error) error {
-	return s.do(ctx, &call{writable: true, fn: fn, done: make(chan error, 1)})
+	err := s.do(ctx, &call{writable: true, fn: fn, done: make(chan error, 1)})
+	if errors.Is(err, errUnchanged) {
+		return nil
+	}
+	return err
 }
 
 func (s *Store) view(ctx context.Context, fn func(*bolt.Tx) error) error {
@@ -272,7 +278,9 @@ func (s *Store) run() {
 			}
 			continue
 		}
-		s.await(s.enough(), gatherTime)
+		if !s.await(gatherTime) {
+			s.gather.late(s.work().calls)
+		}
 		err := s.turn()
 		if err == nil {
 			retry = retryMin
@@ -331,51 +339,84 @@ func (s *Store) turn() error {
 // written.
 func (s *Store) hasMore(wrote bool) bool {
 	if !wrote {
-		return s.await(1, 0)
+		w := s.work()
+		return w.other || w.calls > 0
 	}
-	return s.await(s.enough(), linger)
+	return s.await(linger)
 }
 
-// enough is how many record calls are worth a commit.
-func (s *Store) enough() int {
-	if s.lastWaiting > 1 {
-		return gatherCalls
-	}
-	return 1
+// gather is how many record calls a batch waits for: the number that was found to come
+// in time.
+type gather struct {
+	calls   int
+	reached int  // batches since then that had as many, when there were others
+	others  bool // came while the last batch was written
 }
 
-// await waits until so many record calls, or anything else, are to be done, or for the
-// time. It returns false in the latter case.
-func (s *Store) await(waiting int, most time.Duration) bool {
+// inTime says that a wait has brought as many, late that only so many were there when it
+// was over.
+func (g *gather) inTime() {
+	if !g.others {
+		return // a caller who is alone would wait for nobody
+	}
+	if g.reached++; g.reached > probeAfter {
+		g.calls, g.reached = min(2*g.calls, gatherCalls), 0
+	}
+}
+
+func (g *gather) late(there int) { g.calls, g.reached = max(there, 1), 0 }
+
+// await waits until enough record calls, or anything else, are to be done, or for the
+// time. It returns false in the latter case, and if the store is closed with nothing to
+// do.
+func (s *Store) await(most time.Duration) bool {
 	timer := time.NewTimer(most)
 	defer timer.Stop()
-	for {
-		if s.hasToDo(waiting) {
+	for timedOut := false; ; {
+		switch w := s.work(); {
+		case w.other:
 			return true
+		case w.calls >= s.gather.calls:
+			s.gather.inTime()
+			return true
+		case w.closed:
+			return w.calls > 0
+		case timedOut:
+			return false
 		}
 		select {
 		case <-s.wake:
 		case <-timer.C:
-			return s.hasToDo(waiting)
+			timedOut = true
 		}
 	}
 }
 
-// hasToDo reports whether so many record calls, or anything else, wait.
-func (s *Store) hasToDo(waiting int) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.calls) > 0 || s.closed || len(s.batches) > 1 || len(s.batches) == 1 && s.batches[0].waiting >= waiting
+// work is what is to be done.
+type work struct {
+	calls  int  // record calls of the batch that is next
+	other  bool // more than that batch
+	closed bool
 }
 
-// damaged sets the file aside in which bbolt has panicked.
+func (s *Store) work() (w work) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.batches) > 0 {
+		w.calls = s.batches[0].waiting
+	}
+	w.other = len(s.calls) > 0 || len(s.batches) > 1
+	w.closed = s.closed
+	return w
+}
+
+// damaged sets the open file aside that was found damaged.
 func (s *Store) damaged(h *handle, cause error) error {
 	was, err := h.file.Stat()
 	h.abandon()
-	if err != nil || time.Since(s.wasDamaged) < damageEach {
+	if err != nil {
 		return errors.Join(cause, err)
 	}
-	s.wasDamaged = time.Now()
 	return setAsideOpen(s.path, was, cause)
 }
 
@@ -408,7 +449,6 @@ func (s *Store) commitBatch(db *bolt.DB) (wrote bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("bboltstore: write to %s: %w", s.path, err)
 	}
-	s.lastWaiting = b.waiting
 	commitTime.Observe(time.Since(began).Seconds())
 	recorded.Add(float64(uint64(b.records) - c.records))
 	dropped.WithLabelValues("groups").Add(float64(c.records))
@@ -419,6 +459,7 @@ func (s *Store) commitBatch(db *bolt.DB) (wrote bool, err error) {
 	s.queued -= b.rows
 	s.queuedBytes -= b.bytes
 	queueLength.Set(float64(s.queued))
+	s.gather.others = len(s.batches) > 1
 	if len(s.batches) > 0 { // else Close has not waited
 		s.batches = s.batches[1:]
 		close(b.done)

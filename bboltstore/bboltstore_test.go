@@ -18,6 +18,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -484,4 +485,136 @@ func write(path string) {
 		})
 	}
 	wg.Wait()
+}
+
+// txid counts the commits of the file.
+func txid(t *testing.T, s *Store) (id int) {
+	t.Helper()
+	err := s.view(t.Context(), func(tx *bolt.Tx) error {
+		id = tx.ID()
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// Callers who are fewer than a batch can take do not wait for more again and again. In
+// the bubble nothing takes time but waiting for them.
+func TestFewCallersDoNotWait(t *testing.T) {
+	for _, callers := range []int{1, 2, 8, 15, 16, 40} {
+		t.Run(fmt.Sprint(callers), func(t *testing.T) {
+			const each = 400
+			path := filepath.Join(t.TempDir(), "db")
+			synctest.Test(t, func(t *testing.T) {
+				s := openStore(t, path)
+				was, began := txid(t, s), time.Now()
+				var wg sync.WaitGroup
+				for c := range callers {
+					wg.Go(func() {
+						for range each {
+							if err := s.RecordEvaluation(context.Background(), evaluation("example.com", byte(c))); err != nil {
+								t.Error(err)
+							}
+						}
+					})
+				}
+				wg.Wait()
+				waited, commits := time.Since(began), txid(t, s)-was
+				lost := int(waited / (gatherTime + linger))
+				t.Logf("%d commits, waited %v", commits, waited)
+				if lost > commits/probeAfter+2*callers {
+					t.Errorf("waited %v, in %d commits", waited, commits)
+				}
+				if callers >= gatherCalls && commits > each*callers/8+300 {
+					t.Errorf("%d commits", commits)
+				}
+				s.Close()
+			})
+		})
+	}
+}
+
+// What a batch waits for grows with those who come, and is what was there when they do not.
+func TestGather(t *testing.T) {
+	g := gather{calls: 1}
+	batches := func(n int, others bool, want int) {
+		t.Helper()
+		for range n {
+			g.others = others
+			g.inTime()
+		}
+		if g.calls != want {
+			t.Errorf("waits for %d, want %d", g.calls, want)
+		}
+	}
+	batches(100, false, 1) // a caller who is alone waits for nobody
+	batches(probeAfter, true, 1)
+	batches(1, true, 2)
+	batches(2*(probeAfter+1), true, 8)
+	batches(100, true, gatherCalls)
+	g.late(9)
+	batches(probeAfter, true, 9)
+	batches(1, true, gatherCalls)
+	g.late(0)
+	batches(probeAfter, true, 1)
+}
+
+// A store that is being closed does not keep the file for what will not come.
+func TestClosedStoreHasNoMore(t *testing.T) {
+	s := &Store{closed: true, wake: make(chan struct{}, 1), gather: gather{calls: 1}}
+	for _, wrote := range []bool{false, true} {
+		if s.hasMore(wrote) {
+			t.Errorf("wrote %t: there is more", wrote)
+		}
+	}
+}
+
+// A key that bbolt refuses would make it refuse the whole batch, for ever.
+func TestOverlongDomainIsRefused(t *testing.T) {
+	s := openStore(t, filepath.Join(t.TempDir(), "db"))
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	name := strings.Repeat("x", bolt.MaxKeySize)
+	if err := s.RecordEvaluation(ctx, evaluation(name, 1)); err == nil || !strings.Contains(err.Error(), "too long") {
+		t.Errorf("evaluation: %v", err)
+	}
+	session := func(domain string) ruapost.Session { return ruapost.Session{Time: noon, Domain: domain} }
+	err := s.RecordSessions(ctx, []ruapost.Session{session(name), session("honest.example")})
+	if err == nil || !strings.Contains(err.Error(), "too long") {
+		t.Errorf("sessions: %v", err)
+	}
+	if err := s.RecordEvaluation(ctx, evaluation("honest.example", 1)); err != nil {
+		t.Fatal(err)
+	}
+	if gs := groups(t, s, noon.Add(24*time.Hour)); len(gs) != 2 {
+		t.Errorf("groups %+v", gs)
+	}
+}
+
+// What changes nothing costs no commit.
+func TestNothingIsNotCommitted(t *testing.T) {
+	s := openStore(t, filepath.Join(t.TempDir(), "db"))
+	mustRecord(t, s, evaluation("example.com", 1))
+	gs := groups(t, s, noon.Add(24*time.Hour))
+	if err := errors.Join(s.Drop(t.Context(), gs), s.Tidy(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	was := txid(t, s)
+	for name, f := range map[string]func() error{
+		"Drop":         func() error { return s.Drop(t.Context(), gs) },
+		"DropRows":     func() error { return s.DropRows(t.Context(), gs) },
+		"ForgetReport": func() error { return s.ForgetReport(t.Context(), "none") },
+		"Seal":         func() error { return s.Seal(t.Context(), &ruapost.Report{ID: "x", Groups: gs}) },
+		"Tidy":         func() error { return s.Tidy(t.Context()) },
+	} {
+		if err := f(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if is := txid(t, s); is != was {
+			t.Errorf("%s of nothing was committed", name)
+			was = is
+		}
+	}
 }

@@ -26,8 +26,10 @@ const (
 	// report, and a domain could change its policy with every message.
 	MaxDomainGroups = 8
 	// MaxGroupRows and MaxGroupBytes are the number and size of a group's distinct
-	// rows. They bound the report mail, too: what a forger fills half of them with
-	// does not compress.
+	// rows, divided by the number of groups that the registered name has in the window,
+	// so that whoever invents names below it does not take the room of others: at most
+	// 50, which leaves a thousand rows. They bound the report mail, too: what a forger
+	// fills half of them with does not compress.
 	MaxGroupRows  = 50_000
 	MaxGroupBytes = 12 << 20
 	// MaxRows and MaxBytes are the number and size of all rows together.
@@ -37,17 +39,18 @@ const (
 	// known. The half is for those from which messages only passed DMARC: whoever has
 	// domains to throw away can make some pass, but our users write to whom they like.
 	MaxKnownDomains = 1_000_000
-	// MaxKnownSubdomains is the number of names below a registered one that a pass
-	// makes known: a wildcard record can make all of them organizational domains.
-	MaxKnownSubdomains = 100
+	// MaxKnownSubdomains is the number of names below a registered one that are
+	// remembered: a wildcard record can make all of them organizational domains. The
+	// half is for those from which messages only passed DMARC.
+	MaxKnownSubdomains = 200
 	// MaxRowBytes is the size of a row's JSON form.
 	MaxRowBytes = 4 << 10
 	// MaxPolicyBytes is the size of a policy's JSON form. A larger one is recorded
 	// without its text.
 	MaxPolicyBytes = 16 << 10
 	// MaxFileSize is the size up to which the file grows for records; what the
-	// reporter writes is not held to it. The other bounds keep it below that,
-	// whatever is recorded.
+	// reporter writes is not held to it. It is the only bound of the file: rows of
+	// MaxBytes take up to twice as much in pages, which are half full at worst.
 	MaxFileSize = 4 << 30
 )
 
@@ -84,7 +87,7 @@ func loadUsage(tx *bolt.Tx) (u usage, err error) {
 	case 16:
 		return usage{binary.BigEndian.Uint64(v), binary.BigEndian.Uint64(v[8:])}, nil
 	}
-	return u, fmt.Errorf("usage of %d bytes", len(v))
+	return u, fmt.Errorf("usage of %d bytes %w", len(v), errUndecodable)
 }
 
 func (u *usage) store(tx *bolt.Tx) error {
@@ -107,11 +110,20 @@ func (b *bounds) fits(g *groupValue, u *usage, size int, proven bool) bool {
 		u.rows < share(b.rows, proven) && u.bytes+n <= share(b.bytes, proven)
 }
 
+// among returns the bounds of the group at key: those of a group's rows are for all groups
+// that have begun below the registered name.
+func (b bounds) among(tx *bolt.Tx, key []byte) bounds {
+	n := max(counter(tx.Bucket(windowsBucket), organizationKey(key)), 1)
+	b.groupRows /= n
+	b.groupBytes /= n
+	return b
+}
+
 // admits says whether a new group may begin at key.
 func (b *bounds) admits(tx *bolt.Tx, key []byte, proven bool) bool {
 	windows := tx.Bucket(windowsBucket)
 	return counter(windows, windowKey(key)) < share(b.windowGroups, proven) &&
-		counter(windows, organizationKey(key)) < b.organizationGroups &&
+		counter(windows, organizationKey(key)) < share(b.organizationGroups, proven) &&
 		b.domainHasRoom(tx.Bucket(groupsBucket), key)
 }
 

@@ -371,3 +371,134 @@ func TestEmptyAndRemovedFile(t *testing.T) {
 		t.Errorf("groups %+v", gs)
 	}
 }
+
+// Names invented below a domain leave room for its own mail.
+func TestInventedNamesLeaveRoom(t *testing.T) {
+	s := openStore(t, filepath.Join(t.TempDir(), "db"))
+	for i := range 2 * MaxOrganizationGroups {
+		mustRecord(t, s, forged(fmt.Sprintf("invented%d.victim.example", i), 1))
+	}
+	mustRecord(t, s, evaluation("victim.example", 1))
+	gs := groups(t, s, noon.Add(24*time.Hour))
+	if len(gs) != MaxOrganizationGroups/2+1 || gs[len(gs)-1].Domain != "victim.example" {
+		t.Errorf("%d groups, the last is %s", len(gs), gs[len(gs)-1].Domain)
+	}
+}
+
+// Many names below one that somebody registered to throw away do not have the room of
+// many domains.
+func TestThrowawayRowsLeaveRoom(t *testing.T) {
+	for name, b := range map[string]bounds{
+		"rows":  {1000, 50, 8, 100, 1 << 20, 10_000, 1 << 20},
+		"bytes": {1000, 50, 8, 1000, 100 * 228, 10_000, 1 << 20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := small(t, b)
+			ended, cancel := context.WithCancel(t.Context())
+			cancel()
+			const names = 10
+			for i := range names {
+				domain := fmt.Sprintf("s%d.throwaway.example", i)
+				mustRecord(t, s, evaluation(domain, 0))
+				for octet := range 150 {
+					if err := s.RecordEvaluation(ended, evaluation(domain, byte(octet))); err != nil && !errors.Is(err, ErrQueued) {
+						t.Fatal(err)
+					}
+				}
+				mustRecord(t, s, evaluation(domain, 0))
+			}
+			for i, g := range groups(t, s, noon.Add(24*time.Hour)) {
+				if most := int64(100 / (i + 1)); g.Rows > most || g.Rows < most/2 || g.Total != 152 {
+					t.Errorf("%s: %d rows, want at most %d; total %d", g.Domain, g.Rows, most, g.Total)
+				}
+			}
+		})
+	}
+}
+
+// A value that cannot be decoded would keep every batch from being written: the file is
+// damaged, though bbolt finds no fault in it.
+func TestUndecodableValue(t *testing.T) {
+	for name, c := range map[string]struct{ bucket, key []byte }{
+		"known":  {knownBucket, []byte("example.known")},
+		"group":  {groupsBucket, nil},
+		"usage":  {metaBucket, usageKey},
+		"counts": {metaBucket, knownKey},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := openStore(t, filepath.Join(t.TempDir(), "db"))
+			e := evaluation("example.com", 1)
+			e.OrganizationalDomain = "known.example"
+			mustRecord(t, s, e)
+			err := s.update(t.Context(), func(tx *bolt.Tx) error {
+				b, key := tx.Bucket(c.bucket), c.key
+				if key == nil {
+					key, _ = b.Cursor().First()
+				}
+				return b.Put(slices.Clone(key), []byte("short"))
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			if err := s.RecordEvaluation(ctx, e); err != nil {
+				t.Errorf("record: %v", err)
+			}
+			if left := aside(t, s.path); len(left) != 1 {
+				t.Errorf("set aside: %v", left)
+			}
+		})
+	}
+}
+
+// A file that is damaged soon after another is not to blame, and not set aside; one that
+// was set aside is never overwritten.
+func TestDamagedAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	s := openStore(t, path)
+	damage := func() {
+		t.Helper()
+		mustRecord(t, s, evaluation("example.com", 1))
+		h, err := open(path) // the store has closed it
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		overwrite(t, f, 0, 2*int64(os.Getpagesize()), 0)
+	}
+	damage()
+	damage()
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := s.RecordEvaluation(ctx, evaluation("example.com", 2)); !errors.Is(err, ErrQueued) {
+		t.Errorf("record: %v", err)
+	}
+	first := aside(t, path)
+	if len(first) != 1 {
+		t.Fatalf("set aside: %v", first)
+	}
+	// An hour later.
+	if err := os.Rename(first[0], path+".damaged-"+time.Now().Add(-damageEach).UTC().Format(damageTime)); err != nil {
+		t.Fatal(err)
+	}
+	mustRecord(t, s, evaluation("example.com", 3))
+	if left := aside(t, path); len(left) != 2 {
+		t.Errorf("set aside: %v", left)
+	}
+	taken := path + ".damaged-20261122T120000Z"
+	for _, want := range []string{taken, taken + "-2", taken + "-3"} {
+		name, err := unusedName(taken)
+		if err != nil || name != want {
+			t.Errorf("name %s, %v, want %s", name, err, want)
+		}
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

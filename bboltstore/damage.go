@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	bolterrors "go.etcd.io/bbolt/errors"
@@ -17,6 +19,9 @@ import (
 
 // errPanic is how bbolt reports a damaged page.
 var errPanic = errors.New("bbolt panicked")
+
+// errUndecodable is the error, wrapped, for a value that this program cannot have written.
+var errUndecodable = errors.New("cannot be decoded")
 
 // safely turns a panic of bbolt, and the fault of a file that is shorter than it
 // should be, into an error wrapping errPanic.
@@ -33,7 +38,7 @@ func safely(fn func() error) (err error) {
 // isDamage says whether err means that the file is damaged, not that the disk is full
 // or a right is missing.
 func isDamage(err error) bool {
-	return errors.Is(err, errPanic) || errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrChecksum)
+	return errors.Is(err, errPanic) || errors.Is(err, errUndecodable) || errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrChecksum)
 }
 
 // wasOurs says whether the file at path may once have been a bbolt file. One that
@@ -60,10 +65,18 @@ func wasOurs(path string) bool {
 }
 
 // setAside gives the damaged file at path another name, so that a new one is begun.
-// The caller holds the turnstile, and nobody has the file open.
+// The caller holds the turnstile, and nobody has the file open. If that was done within
+// the last hour, the error is the cause.
 func setAside(path string, cause error) error {
-	name := path + ".damaged-" + time.Now().UTC().Format("20060102T150405Z")
-	if err := os.Rename(path, name); err != nil {
+	prefix := path + damageInfix
+	if last := lastDamage(prefix); !last.IsZero() && time.Since(last).Abs() < damageEach {
+		return fmt.Errorf("damaged again, the last time at %s: %w", last.Format(time.RFC3339), cause)
+	}
+	name, err := unusedName(prefix + time.Now().UTC().Format(damageTime))
+	if err == nil {
+		err = os.Rename(path, name)
+	}
+	if err != nil {
 		return fmt.Errorf("bboltstore: set damaged file aside: %w (it is damaged: %w)", err, cause)
 	}
 	damaged.Inc()
@@ -75,7 +88,39 @@ func setAside(path string, cause error) error {
 	return nil
 }
 
-// setAsideOpen sets aside the file that was open as was when bbolt panicked, unless
+// The names of files that were set aside: damageInfix is behind the path, damageTime the
+// form of what follows.
+const (
+	damageInfix = ".damaged-"
+	damageTime  = "20060102T150405Z"
+)
+
+// lastDamage returns when a file was last set aside under a name with that prefix.
+func lastDamage(prefix string) (last time.Time) {
+	files, _ := os.ReadDir(filepath.Dir(prefix)) // without the right, what follows fails anyhow
+	for _, f := range files {
+		text, _ := strings.CutPrefix(f.Name(), filepath.Base(prefix))
+		if at, err := time.Parse(damageTime, text[:min(len(text), len(damageTime))]); err == nil && at.After(last) {
+			last = at
+		}
+	}
+	return last
+}
+
+// unusedName returns name, or name with a number if there is such a file.
+func unusedName(name string) (string, error) {
+	unused := name
+	for n := 2; ; n++ {
+		if _, err := os.Lstat(unused); errors.Is(err, fs.ErrNotExist) {
+			return unused, nil
+		} else if err != nil {
+			return "", err
+		}
+		unused = fmt.Sprintf("%s-%d", name, n)
+	}
+}
+
+// setAsideOpen sets aside the file that was open as was when it was found damaged, unless
 // another process has done so by now.
 func setAsideOpen(path string, was os.FileInfo, cause error) error {
 	turnstile, err := takeTurnstile(path)

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -23,14 +24,32 @@ const exportFormat = 1
 // policies of all its groups.
 const maxLine = 8 << 20
 
-// line is one line of an export: the first has Format, each other one of the rest.
-// The rows of a group, or of a report whose content is not composed yet, follow it.
+// line is one line of an export: the first has Format and LastGroup, each other one of
+// the rest. The rows of a group, or of a report whose content is not composed yet, follow
+// it.
 type line struct {
-	Format int             `json:"ruapost_store,omitempty"`
-	Group  *exportedGroup  `json:"group,omitempty"`
-	Report *ruapost.Report `json:"report,omitempty"`
-	Row    *exportedRow    `json:"row,omitempty"`
-	Known  *exportedKnown  `json:"known,omitempty"`
+	Format int `json:"ruapost_store,omitempty"`
+	// LastGroup is no less than any group's ID.
+	LastGroup ruapost.GroupID `json:"last_group,omitempty"`
+	Group     *exportedGroup  `json:"group,omitempty"`
+	Report    *ruapost.Report `json:"report,omitempty"`
+	Row       *exportedRow    `json:"row,omitempty"`
+	Known     *exportedKnown  `json:"known,omitempty"`
+}
+
+// highestGroup returns the highest ID that rows are, or may be, found by.
+func (l *line) highestGroup() (id ruapost.GroupID) {
+	switch {
+	case l.Group != nil:
+		return l.Group.ID
+	case l.Report != nil:
+		for _, g := range l.Report.Groups {
+			id = max(id, g.ID)
+		}
+	case l.Row != nil:
+		return l.Row.Group
+	}
+	return id
 }
 
 type exportedGroup struct {
@@ -56,13 +75,17 @@ type exportedKnown struct {
 // at one instant: the file is copied under the lock, and the copy read afterwards, so
 // that nobody has to wait for w.
 func (s *Store) Export(ctx context.Context, w io.Writer) error {
-	copied := s.path + ".export"
-	defer os.Remove(copied)
-	err := s.withFile(ctx, func(h *handle) error { return copyFile(h.file, copied) })
+	// A name of its own: another export may be under way.
+	copied, err := os.CreateTemp(filepath.Dir(s.path), filepath.Base(s.path)+".export-*")
 	if err != nil {
 		return fmt.Errorf("bboltstore: export: %w", err)
 	}
-	db, err := bolt.Open(copied, 0o600, &bolt.Options{ReadOnly: true})
+	defer os.Remove(copied.Name())
+	err = s.withFile(ctx, func(h *handle) error { return copyFile(copied, h.file) })
+	if err := errors.Join(err, copied.Close()); err != nil {
+		return fmt.Errorf("bboltstore: export: %w", err)
+	}
+	db, err := bolt.Open(copied.Name(), 0o600, &bolt.Options{ReadOnly: true})
 	if err != nil {
 		return fmt.Errorf("bboltstore: export: %w", err)
 	}
@@ -77,22 +100,19 @@ func (s *Store) Export(ctx context.Context, w io.Writer) error {
 	return nil
 }
 
-// copyFile copies the open, locked file.
-func copyFile(f *os.File, to string) error {
+// copyFile copies the open, locked file f.
+func copyFile(dst, f *os.File) error {
 	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	dst, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
 	_, err = io.Copy(dst, io.NewSectionReader(f, 0, info.Size()))
-	return errors.Join(err, dst.Close())
+	return err
 }
 
 func exportAll(ctx context.Context, tx *bolt.Tx, out *json.Encoder) error {
-	if err := out.Encode(line{Format: exportFormat}); err != nil {
+	last := ruapost.GroupID(tx.Bucket(groupsBucket).Sequence())
+	if err := out.Encode(line{Format: exportFormat, LastGroup: last}); err != nil {
 		return err
 	}
 	err := tx.Bucket(groupsBucket).ForEach(func(k, v []byte) error {
@@ -158,19 +178,14 @@ func exportRows(tx *bolt.Tx, out *json.Encoder, id ruapost.GroupID) error {
 var ErrNotEmpty = errors.New("bboltstore: the store is not empty")
 
 // Import reads what Export has written into a store that is empty, ErrNotEmpty else. If
-// it fails in the middle the store holds a part: remove the file and begin anew. The
-// outbox belongs to the store and is to be moved with it.
+// it fails in the middle the store holds a part: remove the file and begin anew. What is
+// recorded meanwhile is kept, but makes it fail if it is about a group that is still to
+// come. The outbox belongs to the store and is to be moved with it.
 func (s *Store) Import(ctx context.Context, r io.Reader) error {
-	st, err := s.Stats(ctx)
-	if err != nil {
-		return err
-	}
-	if st.Groups > 0 || st.Rows > 0 || st.Reports > 0 || st.KnownDomains > 0 {
-		return ErrNotEmpty
-	}
 	sc := bufio.NewScanner(r)
 	sc.Buffer(nil, maxLine)
 	var lines []line
+	var last ruapost.GroupID
 	n := 0
 	for sc.Scan() {
 		n++
@@ -182,12 +197,16 @@ func (s *Store) Import(ctx context.Context, r io.Reader) error {
 			if l.Format != exportFormat {
 				return fmt.Errorf("bboltstore: import: line 1 says format %d, not %d: is it an export?", l.Format, exportFormat)
 			}
+			last = l.LastGroup
+			if err := s.beginImport(ctx, last); err != nil {
+				return err
+			}
 			continue
 		}
 		if lines = append(lines, l); len(lines) < chunk {
 			continue
 		}
-		if err := s.importLines(ctx, lines); err != nil {
+		if err := s.importLines(ctx, lines, last); err != nil {
 			return fmt.Errorf("bboltstore: import: before line %d: %w", n+1, err)
 		}
 		lines = lines[:0]
@@ -198,13 +217,28 @@ func (s *Store) Import(ctx context.Context, r io.Reader) error {
 	if n == 0 {
 		return errors.New("bboltstore: import: there is nothing to read")
 	}
-	if err := s.importLines(ctx, lines); err != nil {
+	if err := s.importLines(ctx, lines, last); err != nil {
 		return fmt.Errorf("bboltstore: import: before line %d: %w", n+1, err)
 	}
 	return nil
 }
 
-func (s *Store) importLines(ctx context.Context, lines []line) error {
+// beginImport sets the IDs up to last aside for what is imported, if the store is empty.
+// A group that is recorded meanwhile gets a higher one.
+func (s *Store) beginImport(ctx context.Context, last ruapost.GroupID) error {
+	return s.update(ctx, func(tx *bolt.Tx) error {
+		for _, name := range [][]byte{groupsBucket, rowsBucket, reportsBucket, knownBucket} {
+			if k, _ := tx.Bucket(name).Cursor().First(); k != nil {
+				return ErrNotEmpty
+			}
+		}
+		groups := tx.Bucket(groupsBucket)
+		return groups.SetSequence(max(groups.Sequence(), uint64(last)))
+	})
+}
+
+// importLines adds lines about groups up to the ID last.
+func (s *Store) importLines(ctx context.Context, lines []line, last ruapost.GroupID) error {
 	return s.update(ctx, func(tx *bolt.Tx) error {
 		u, err := loadUsage(tx)
 		if err != nil {
@@ -215,6 +249,9 @@ func (s *Store) importLines(ctx context.Context, lines []line) error {
 			return err
 		}
 		for _, l := range lines {
+			if id := l.highestGroup(); id > last {
+				return fmt.Errorf("group %d, but line 1 says that %d is the last", id, last)
+			}
 			var err error
 			switch {
 			case l.Group != nil:
@@ -255,9 +292,9 @@ func importGroup(tx *bolt.Tx, g *exportedGroup) error {
 	}
 	groups := tx.Bucket(groupsBucket)
 	if groups.Get(key) != nil {
-		return fmt.Errorf("group %d is there already", g.ID)
+		return fmt.Errorf("group %d about %s is there already", g.ID, g.Domain)
 	}
-	return errors.Join(raiseSequence(groups, g.ID), groups.Put(key, v.encode()), countGroup(tx, key, 1))
+	return errors.Join(groups.Put(key, v.encode()), countGroup(tx, key, 1))
 }
 
 func importRow(tx *bolt.Tx, r *exportedRow, u *usage) error {
@@ -272,6 +309,7 @@ func importRow(tx *bolt.Tx, r *exportedRow, u *usage) error {
 	return rows.Put(key, v)
 }
 
+// importKnown keeps whatever was known, room or not.
 func importKnown(k *known, e *exportedKnown) error {
 	passed, err1 := parseDay(e.Passed)
 	destination, err2 := parseDay(e.Destination)
@@ -283,27 +321,16 @@ func importKnown(k *known, e *exportedKnown) error {
 	if !canBeKnown(e.Domain) || s == (sighting{}) {
 		return fmt.Errorf("known domain %q, seen never", e.Domain)
 	}
-	_, err := k.see(e.Domain, s, false)
-	return err
+	old, err := k.get(e.Domain) // may have been seen meanwhile
+	if err != nil {
+		return err
+	}
+	return k.put([]byte(reverse(e.Domain)), old, old.with(s))
 }
 
-// importReport keeps what may still refer to rows by their group's ID.
 func importReport(tx *bolt.Tx, r *ruapost.Report) error {
 	if r.ID == "" {
 		return errors.New("report without an ID")
 	}
-	for _, g := range r.Groups {
-		if err := raiseSequence(tx.Bucket(groupsBucket), g.ID); err != nil {
-			return err
-		}
-	}
 	return putReport(tx, r)
-}
-
-// raiseSequence makes new groups get higher IDs.
-func raiseSequence(groups *bolt.Bucket, id ruapost.GroupID) error {
-	if uint64(id) <= groups.Sequence() {
-		return nil
-	}
-	return groups.SetSequence(uint64(id))
 }

@@ -57,16 +57,26 @@ type sighting struct {
 	passed, destination, reported day
 }
 
-// on returns what of it still matters on that day.
+// on returns what of it matters on that day: what is not too old, nor of a clock that was
+// ahead, but for the hours around midnight.
 func (s sighting) on(d day) sighting {
-	if s.passed+PassDays < d {
-		s.passed = 0
+	matters := func(at *day, days day) {
+		if *at+days < d || *at > d+1 {
+			*at = 0
+		}
 	}
-	if s.destination+DestinationDays < d {
-		s.destination = 0
-	}
-	if s.reported+ReportedDays < d {
-		s.reported = 0
+	matters(&s.passed, PassDays)
+	matters(&s.destination, DestinationDays)
+	matters(&s.reported, ReportedDays)
+	return s
+}
+
+// cut returns it with what a clock that was ahead has left put down to that day.
+func (s sighting) cut(d day) sighting {
+	for _, at := range []*day{&s.passed, &s.destination, &s.reported} {
+		if *at > d+1 {
+			*at = d
+		}
 	}
 	return s
 }
@@ -103,7 +113,7 @@ func decodeSighting(v []byte) (sighting, error) {
 	case 12:
 		return sighting{u(0), u(1), u(2)}, nil
 	}
-	return sighting{}, fmt.Errorf("known domain with a value of %d bytes", len(v))
+	return sighting{}, fmt.Errorf("known domain with a value of %d bytes %w", len(v), errUndecodable)
 }
 
 // canBeKnown says whether the name fits into a key. What does not is no domain.
@@ -173,7 +183,7 @@ func loadKnown(tx *bolt.Tx, max uint64) (*known, error) {
 		u := func(i int) uint64 { return binary.BigEndian.Uint64(v[8*i:]) }
 		k.counts = knownCounts{u(0), u(1), u(2)}
 	default:
-		return nil, fmt.Errorf("counts of known domains of %d bytes", len(v))
+		return nil, fmt.Errorf("counts of known domains of %d bytes %w", len(v), errUndecodable)
 	}
 	return k, nil
 }
@@ -236,27 +246,34 @@ func (k *known) admits(domain string, seen sighting) bool {
 	if k.counts.all >= k.max {
 		return false
 	}
-	return seen.destination != 0 || k.passesHaveRoom() && k.nameHasRoom(domain)
+	switch {
+	case seen.reported != 0: // what is not noted would make the report a destination
+		return true
+	case seen.destination != 0:
+		return k.nameHasRoom(domain, true)
+	}
+	return k.passesHaveRoom() && k.nameHasRoom(domain, false)
 }
 
 func (k *known) passesHaveRoom() bool {
 	return k.counts.all-k.counts.destinations < share(k.max, false)
 }
 
-// nameHasRoom says whether one more of the names below a registered one may be known:
-// each can be an organizational domain by its own word (RFC 9989 4.7, psd=n).
-func (k *known) nameHasRoom(domain string) bool {
+// nameHasRoom says whether one more of the names below a registered one may be known, as a
+// destination or because of a pass: each can be an organizational domain by its own word
+// (RFC 9989 4.7, psd=n).
+func (k *known) nameHasRoom(domain string, destination bool) bool {
 	registered, err := publicsuffix.EffectiveTLDPlusOne(domain)
 	if err != nil || registered == domain {
 		return true
 	}
 	prefix := []byte(reverse(registered) + ".")
-	n := 0
+	n, most := uint64(0), share(MaxKnownSubdomains, destination)
 	c := k.bucket.Cursor()
-	for key, _ := c.Seek(prefix); bytes.HasPrefix(key, prefix) && n < MaxKnownSubdomains; key, _ = c.Next() {
+	for key, _ := c.Seek(prefix); bytes.HasPrefix(key, prefix) && n < most; key, _ = c.Next() {
 		n++
 	}
-	return n < MaxKnownSubdomains
+	return n < most
 }
 
 // errUnchanged ends a transaction that has changed nothing, so that nothing is written.
@@ -278,7 +295,7 @@ func (s *Store) forgetKnown(ctx context.Context, now time.Time) error {
 			after, err = k.sweep(after, today)
 			return err
 		})
-		if err != nil && !errors.Is(err, errUnchanged) {
+		if err != nil {
 			return fmt.Errorf("bboltstore: forget known domains: %w", err)
 		}
 	}
@@ -304,12 +321,13 @@ func (k *known) sweep(after []byte, today day) (last []byte, err error) {
 		}
 		// A lapsed pass is left for the next one, but a domain that is no destination
 		// any more takes the room of those that only passed.
-		if now := old.on(today); now.destination != old.destination || now == (sighting{}) {
+		right := old.cut(today)
+		if now := right.on(today); right != old || now.destination != old.destination || now == (sighting{}) {
 			changes = append(changes, change{last, old, now})
 		}
 	}
 	for _, ch := range changes {
-		if ch.now.destination == 0 && !k.passesHaveRoom() {
+		if ch.now.destination == 0 && ch.now.reported == 0 && !k.passesHaveRoom() {
 			ch.now = sighting{}
 		}
 		if err := k.put(ch.key, ch.old, ch.now); err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -247,13 +248,13 @@ func TestThrowawayDomainsLeaveRoom(t *testing.T) {
 // that somebody invents below their one name.
 func TestInventedOrganizationalDomains(t *testing.T) {
 	s := knownStore(t, MaxKnownDomains)
-	for i := range MaxKnownSubdomains + 20 {
+	for i := range MaxKnownSubdomains {
 		mustRecord(t, s, from(fmt.Sprintf("d%d.wild.example", i), noon))
 	}
 	mustRecord(t, s, from("wild.example", noon), from("wild-2.example", noon), from("a.wild-2.example", noon))
 	sent(t, s, noon, "sent.wild.example")
 	domains, counts := seen(t, s)
-	if counts.all != MaxKnownSubdomains+4 || domains["sent.wild.example"].destination == 0 || domains["wild.example"].passed == 0 {
+	if counts.all != MaxKnownSubdomains/2+4 || domains["sent.wild.example"].destination == 0 || domains["wild.example"].passed == 0 {
 		t.Errorf("counts %+v", counts)
 	}
 }
@@ -587,5 +588,101 @@ func TestCheckFindsFaultsOfKnown(t *testing.T) {
 		if faults, err := s.Check(t.Context()); err != nil || len(faults) == 0 {
 			t.Errorf("%s: faults %v, %v", name, faults, err)
 		}
+	}
+}
+
+// Whatever passed below a name, and however little room passes have: a report that is
+// mailed there is noted, else it would make the domain one that users write to.
+func TestReportedIsNoted(t *testing.T) {
+	s := knownStore(t, 4*MaxKnownSubdomains)
+	for i := range 3 * MaxKnownSubdomains {
+		mustRecord(t, s, from(fmt.Sprintf("d%d.evil.example", i), noon), from(fmt.Sprintf("d%d.example", i), noon))
+	}
+	names := []string{"r.evil.example", "other.example"}
+	if err := s.RecordReported(t.Context(), names, noon); err != nil {
+		t.Fatal(err)
+	}
+	sent(t, s, noon, names...) // the report mails pass the MTA
+	domains, _ := seen(t, s)
+	for _, name := range names {
+		if domains[name] != (sighting{reported: dayOf(noon)}) {
+			t.Errorf("%s: %+v", name, domains[name])
+		}
+	}
+	checkStore(t, s)
+}
+
+// An export may hold more below a name than would be admitted in its order.
+func TestImportKeepsAllKnown(t *testing.T) {
+	s := knownStore(t, MaxKnownDomains)
+	for i := range MaxKnownSubdomains {
+		mustRecord(t, s, from(fmt.Sprintf("x%d.big.example", i), noon))
+		sent(t, s, noon, fmt.Sprintf("a%d.big.example", i))
+	}
+	_, want := seen(t, s)
+	var exported bytes.Buffer
+	if err := s.Export(t.Context(), &exported); err != nil {
+		t.Fatal(err)
+	}
+	moved := knownStore(t, MaxKnownDomains)
+	moved.maxKnown = 10
+	if err := moved.Import(t.Context(), &exported); err != nil {
+		t.Fatal(err)
+	}
+	if _, got := seen(t, moved); got != want {
+		t.Errorf("exported %+v, imported %+v", want, got)
+	}
+	checkStore(t, moved)
+}
+
+// What a clock that was ahead has left does no harm, and is put right by the next sweep.
+func TestClockAhead(t *testing.T) {
+	s := knownStore(t, MaxKnownDomains)
+	ahead := noon.AddDate(20, 0, 0)
+	if err := s.RecordReported(t.Context(), []string{"reported.example"}, ahead); err != nil {
+		t.Fatal(err)
+	}
+	sent(t, s, ahead, "sent.example")
+	sent(t, s, noon.AddDate(0, 0, 1), "tomorrow.example")
+	mustRecord(t, s, from("passed.example", ahead), asks("passed.example"), asks("sent.example"))
+	sent(t, s, noon, "reported.example")
+	mustRecord(t, s, asks("reported.example"))
+	for _, g := range groups(t, s, noon.Add(24*time.Hour)) {
+		want := int64(0)
+		if g.Domain == "reported.example" { // no report lately
+			want = 1
+		}
+		if g.Window == ruapost.Day(noon) && g.Required != want {
+			t.Errorf("%s: required %d", g.Domain, g.Required)
+		}
+	}
+	if err := s.forgetKnown(t.Context(), noon); err != nil {
+		t.Fatal(err)
+	}
+	today := dayOf(noon)
+	want := map[string]sighting{
+		"reported.example": {reported: today, destination: today}, "sent.example": {destination: today},
+		"tomorrow.example": {destination: today + 1}, "passed.example": {passed: today},
+	}
+	if domains, _ := seen(t, s); !maps.Equal(domains, want) {
+		t.Errorf("%+v", domains)
+	}
+	checkStore(t, s)
+}
+
+// Whoever probes names below one makes this system write to them, with bounces say: they
+// leave room for others.
+func TestProbedDestinationsLeaveRoom(t *testing.T) {
+	s := knownStore(t, 10*MaxKnownSubdomains)
+	var probes []string
+	for i := range 12 * MaxKnownSubdomains {
+		probes = append(probes, fmt.Sprintf("p%d.one.example", i))
+	}
+	sent(t, s, noon, probes...)
+	sent(t, s, noon, "honest.example")
+	mustRecord(t, s, from("honest-too.example", noon))
+	domains, counts := seen(t, s)
+	if domains["honest.example"].destination == 0 || domains["honest-too.example"].passed == 0 || counts.all > 2*MaxKnownSubdomains+2 {
+		t.Errorf("counts %+v", counts)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -133,15 +134,27 @@ func (s *Store) RecordSessions(ctx context.Context, sessions []ruapost.Session) 
 		}
 		entries = append(entries, en)
 	}
-	if len(entries) == 0 {
-		return nil
-	}
 	return s.record(ctx, entries)
 }
 
 // record adds the entries to batches and waits until the last of those, and with it
-// all, is on disk.
+// all, is on disk. Those that bbolt would refuse, and with them the batch, are left out.
 func (s *Store) record(ctx context.Context, entries []entry) error {
+	var refused error
+	entries = slices.DeleteFunc(entries, func(en entry) bool {
+		tooLong := len(en.group) > bolt.MaxKeySize
+		if tooLong {
+			refused = fmt.Errorf("bboltstore: a domain is too long for a key of %d bytes, not recorded", bolt.MaxKeySize)
+		}
+		return tooLong
+	})
+	if len(entries) == 0 {
+		return refused
+	}
+	return errors.Join(refused, s.recordAll(ctx, entries))
+}
+
+func (s *Store) recordAll(ctx context.Context, entries []entry) error {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
@@ -317,7 +330,7 @@ func (w *writer) writeGroup(key []byte, add *addition) error {
 			g.required += n
 		}
 	}
-	if err := w.writeRows(&g, add.rows); err != nil {
+	if err := w.writeRows(&g, add.rows, w.bounds.among(w.tx, key)); err != nil {
 		return err
 	}
 	return w.groups.Put(key, g.encode())
@@ -339,7 +352,7 @@ func (w *writer) loadGroup(key []byte, add *addition) (g groupValue, ok bool, er
 	return groupValue{id: id, policy: add.policy}, true, countGroup(w.tx, key, 1)
 }
 
-func (w *writer) writeRows(g *groupValue, add map[[hashLen]byte]*rowAddition) error {
+func (w *writer) writeRows(g *groupValue, add map[[hashLen]byte]*rowAddition, bounds bounds) error {
 	hashes := slices.SortedFunc(maps.Keys(add), func(a, b [hashLen]byte) int { return bytes.Compare(a[:], b[:]) })
 	for _, h := range hashes {
 		row := add[h]
@@ -348,7 +361,7 @@ func (w *writer) writeRows(g *groupValue, add map[[hashLen]byte]*rowAddition) er
 		size := 8 + len(row.data)
 		if old := w.rows.Get(key); len(old) >= 8 {
 			count += binary.BigEndian.Uint64(old)
-		} else if w.frugal || !w.bounds.fits(g, &w.usage, size, row.proven) {
+		} else if w.frugal || !bounds.fits(g, &w.usage, size, row.proven) {
 			w.cut.details += row.count
 			continue
 		} else {
@@ -376,7 +389,7 @@ const groupHeader = 7 * 8
 
 func decodeGroup(v []byte) (groupValue, error) {
 	if len(v) < groupHeader {
-		return groupValue{}, fmt.Errorf("group value of %d bytes", len(v))
+		return groupValue{}, fmt.Errorf("group value of %d bytes %w", len(v), errUndecodable)
 	}
 	u := func(i int) uint64 { return binary.BigEndian.Uint64(v[8*i:]) }
 	return groupValue{

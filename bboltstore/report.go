@@ -106,7 +106,7 @@ func (s *Store) Seal(ctx context.Context, r *ruapost.Report) error {
 		}
 		r.Groups = groups
 		if len(groups) == 0 {
-			return nil
+			return errUnchanged
 		}
 		return putReport(tx, r)
 	})
@@ -153,6 +153,9 @@ func (s *Store) Drop(ctx context.Context, groups []ruapost.Group) error {
 		if err != nil {
 			return err
 		}
+		if len(taken) == 0 {
+			return errUnchanged
+		}
 		for _, g := range taken {
 			if err := tx.Bucket(trashBucket).Put(rowKey(uint64(g.ID), nil), nil); err != nil {
 				return err
@@ -173,10 +176,10 @@ func (s *Store) emptyTrash(ctx context.Context) error {
 			trash := tx.Bucket(trashBucket)
 			id, _ := trash.Cursor().First()
 			if more = id != nil; !more {
-				return nil
+				return errUnchanged
 			}
 			id = bytes.Clone(id)
-			if rest, err := dropChunk(tx, id); rest || err != nil {
+			if n, err := dropChunk(tx, id); n == chunk || err != nil {
 				return err
 			}
 			return trash.Delete(id)
@@ -240,8 +243,12 @@ func (s *Store) readRows(ctx context.Context, after []byte) (rows []ruapost.Row,
 func (s *Store) DropRows(ctx context.Context, groups []ruapost.Group) error {
 	for _, g := range groups {
 		for more := true; more; {
-			err := s.update(ctx, func(tx *bolt.Tx) (err error) {
-				more, err = dropChunk(tx, rowKey(uint64(g.ID), nil))
+			err := s.update(ctx, func(tx *bolt.Tx) error {
+				n, err := dropChunk(tx, rowKey(uint64(g.ID), nil))
+				more = n == chunk
+				if n == 0 && err == nil {
+					return errUnchanged
+				}
 				return err
 			})
 			if err != nil {
@@ -252,27 +259,26 @@ func (s *Store) DropRows(ctx context.Context, groups []ruapost.Group) error {
 	return nil
 }
 
-// dropChunk deletes at most chunk rows whose keys begin with prefix, and returns
-// whether there are more.
-func dropChunk(tx *bolt.Tx, prefix []byte) (more bool, err error) {
+// dropChunk deletes at most chunk rows whose keys begin with prefix, and returns how
+// many. There may be more if it is chunk.
+func dropChunk(tx *bolt.Tx, prefix []byte) (n int, err error) {
 	u, err := loadUsage(tx)
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 	c := tx.Bucket(rowsBucket).Cursor()
-	n := 0
 	// From the beginning each time: a cursor's Next may pass over a key after Delete.
 	for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix) && n < chunk; k, v = c.Seek(prefix) {
 		u.remove(1, uint64(len(v)))
 		if err := c.Delete(); err != nil {
-			return false, err
+			return n, err
 		}
 		n++
 	}
 	if n == 0 {
-		return false, nil
+		return 0, nil
 	}
-	return n == chunk, u.store(tx)
+	return n, u.store(tx)
 }
 
 // PutReport stores r in the place of what was stored under its ID.
@@ -313,7 +319,11 @@ func (s *Store) Reports(ctx context.Context) ([]ruapost.Report, error) {
 // ForgetReport deletes the report with that ID.
 func (s *Store) ForgetReport(ctx context.Context, id string) error {
 	err := s.update(ctx, func(tx *bolt.Tx) error {
-		return tx.Bucket(reportsBucket).Delete([]byte(id))
+		reports := tx.Bucket(reportsBucket)
+		if reports.Get([]byte(id)) == nil {
+			return errUnchanged
+		}
+		return reports.Delete([]byte(id))
 	})
 	if err != nil {
 		return fmt.Errorf("bboltstore: forget report %s: %w", id, err)

@@ -127,7 +127,8 @@ func (p *unprivileged) do(t *testing.T, what string) {
 }
 
 // recordUnprivileged is the process of TestMissingRight. It does what it reads: "late"
-// are records while the right is missing, "written" is one when it is back. The right is
+// are records while the right is missing, "written" is one when it is back, "compact" is
+// of TestCompactAsMember. The right is
 // not back before the answer, so that a call that waited for it would wait for ever.
 func recordUnprivileged(path string) error {
 	s := (*Store)(nil)
@@ -137,6 +138,12 @@ func recordUnprivileged(path string) error {
 			if s, err = Open(path); err != nil { // without the right
 				return err
 			}
+		}
+		if in.Text() == "compact" {
+			if err := s.Compact(context.Background()); err != nil {
+				return err
+			}
+			continue
 		}
 		if in.Text() == "written" {
 			if err := s.RecordEvaluation(context.Background(), evaluation("example.com", 2)); err != nil {

@@ -73,6 +73,8 @@ type rowAddition struct {
 // write commits batches of size records, what that many writers would record, until
 // ctx ends.
 func (b *baseline) write(ctx context.Context, writers, size int, r *result) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	batches := make(chan map[groupName]*addition)
 	go func() {
 		defer close(batches)
@@ -98,7 +100,10 @@ func (b *baseline) write(ctx context.Context, writers, size int, r *result) erro
 				}
 				batch[name].add(row)
 			}
-			batches <- batch
+			select {
+			case batches <- batch:
+			case <-ctx.Done():
+			}
 		}
 	}()
 	for batch := range batches {

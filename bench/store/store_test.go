@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"ruapost"
@@ -183,4 +184,19 @@ func TestFlood(t *testing.T) {
 		t.Fatalf("%v\n%s", err, &out)
 	}
 	t.Log(&out)
+}
+
+// Whoever makes the batches ends with the one who commits them.
+func TestBaselineEndsWithAFault(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	synctest.Test(t, func(t *testing.T) {
+		b, err := openBaseline(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.db.Close()
+		if err := b.write(context.Background(), 1, 10, &result{}); err == nil {
+			t.Error("no error")
+		}
+	})
 }

@@ -128,10 +128,7 @@ func send(ctx context.Context, t *tools, now bool) error {
 	if err := t.loadKey(); err != nil {
 		return err
 	}
-	if err := t.reporter.Send(ctx, now); err != nil {
-		return err
-	}
-	return t.store.Tidy(ctx)
+	return errors.Join(t.reporter.Send(ctx, now), t.store.Tidy(ctx))
 }
 
 // loadKey loads the key that reports are signed with, if there is one.

@@ -99,13 +99,14 @@ func testKnownReports(t *testing.T, d *data) {
 	wantRequired(t, s, "no report", "example.net", 1)
 	reported(noon, "example.net")
 	wantRequired(t, s, "before the report", "example.net", 1)
-	sentTo(t, s, noon.AddDate(0, 0, 6), "example.com")
-	wantRequired(t, s, "six days later", "example.com", 0)
+	reported(noon.AddDate(0, 0, -6), "six.example.com")
+	sentTo(t, s, noon, "six.example.com")
+	wantRequired(t, s, "six days later", "six.example.com", 0)
 	record(t, s, passed("example.com", noon))
 	wantRequired(t, s, "a pass", "example.com", 1)
 
-	reported(noon, "example.org")
-	sentTo(t, s, noon.AddDate(0, 0, 7), "example.org")
+	reported(noon.AddDate(0, 0, -7), "example.org")
+	sentTo(t, s, noon, "example.org")
 	wantRequired(t, s, "seven days later", "example.org", 1)
 }
 
@@ -133,6 +134,10 @@ func testKnownDays(t *testing.T, d *data) {
 		{"destination again", nil, []int{91, 90}, 1},
 		{"destination recorded late", nil, []int{90, 91}, 1},
 		{"pass known tomorrow", []int{-1}, nil, 1},
+		// A clock was ahead.
+		{"pass in two days", []int{-2}, nil, 0},
+		{"destination in two days", nil, []int{-2}, 0},
+		{"both in a year", []int{-365}, []int{-365}, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d := &data{open: d.open, dir: t.TempDir()}
