@@ -89,7 +89,7 @@ const (
 	// no longer than gatherTime. After probeAfter batches, others having come while they
 	// were written, it waits for twice as many.
 	gatherCalls = 16
-	gatherTime  = 2 * time.Millisecond
+	gatherTime  = 4 * time.Millisecond
 	probeAfter  = 16
 
 	// chunk is the number of keys that are read or deleted per lock hold.
