@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -330,7 +331,7 @@ func (w *writer) writeGroup(key []byte, add *addition) error {
 			g.required += n
 		}
 	}
-	if err := w.writeRows(&g, add.rows, w.bounds.among(w.tx, key)); err != nil {
+	if err := w.writeRows(key, &g, add.rows); err != nil {
 		return err
 	}
 	return w.groups.Put(key, g.encode())
@@ -352,7 +353,9 @@ func (w *writer) loadGroup(key []byte, add *addition) (g groupValue, ok bool, er
 	return groupValue{id: id, policy: add.policy}, true, countGroup(w.tx, key, 1)
 }
 
-func (w *writer) writeRows(g *groupValue, add map[[hashLen]byte]*rowAddition, bounds bounds) error {
+func (w *writer) writeRows(groupKey []byte, g *groupValue, add map[[hashLen]byte]*rowAddition) error {
+	// Most rows are there already, and ask for no room.
+	room := sync.OnceValue(func() bounds { return w.bounds.among(w.tx, groupKey) })
 	hashes := slices.SortedFunc(maps.Keys(add), func(a, b [hashLen]byte) int { return bytes.Compare(a[:], b[:]) })
 	for _, h := range hashes {
 		row := add[h]
@@ -361,7 +364,7 @@ func (w *writer) writeRows(g *groupValue, add map[[hashLen]byte]*rowAddition, bo
 		size := 8 + len(row.data)
 		if old := w.rows.Get(key); len(old) >= 8 {
 			count += binary.BigEndian.Uint64(old)
-		} else if w.frugal || !bounds.fits(g, &w.usage, size, row.proven) {
+		} else if b := room(); w.frugal || !b.fits(g, &w.usage, size, row.proven) {
 			w.cut.details += row.count
 			continue
 		} else {
