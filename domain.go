@@ -62,6 +62,14 @@ func ParseSelector(s string) (string, error) {
 	return strings.TrimSuffix(name, suffix), nil
 }
 
+// Within says whether domain is above or a name below it.
+func Within(domain, above string) bool {
+	if len(domain) <= len(above) {
+		return domain == above
+	}
+	return strings.HasSuffix(domain, above) && domain[len(domain)-len(above)-1] == '.'
+}
+
 func isLowerASCII(s string) bool {
 	for i := range len(s) {
 		if c := s[i]; c >= utf8.RuneSelf || 'A' <= c && c <= 'Z' {

@@ -84,3 +84,26 @@ func TestDay(t *testing.T) {
 		t.Errorf("window %v", w)
 	}
 }
+
+func TestParseSelector(t *testing.T) {
+	for s, want := range map[string]string{
+		"Mail2026": "mail2026", "20230601": "20230601", "a.b": "a.b", // RFC 6376 3.1
+		"": "", "a b": "", "a..b": "", strings.Repeat("a.", 130): "",
+	} {
+		got, err := ParseSelector(s)
+		if got != want || (err == nil) != (want != "") {
+			t.Errorf("%q: %q, %v", s, got, err)
+		}
+	}
+}
+
+func TestWithin(t *testing.T) {
+	for names, want := range map[[2]string]bool{
+		{"example.com", "example.com"}: true, {"a.example.com", "example.com"}: true,
+		{"xexample.com", "example.com"}: false, {"example.com", "a.example.com"}: false, {"example.org", "example.com"}: false,
+	} {
+		if got := Within(names[0], names[1]); got != want {
+			t.Errorf("%s within %s: %v", names[0], names[1], got)
+		}
+	}
+}

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strings"
 	"unicode/utf8"
+
+	"ruapost/authres"
 )
 
 // fws is folding white space.
@@ -119,46 +121,20 @@ func uncomment(s string) string {
 }
 
 // remoteIP returns the smtp.remote-ip property of the results, the zero value if there
-// is none or more than one to choose from. Many write IPv6 addresses without the quotes
-// that RFC 8601 2.2 asks for.
+// is none or more than one to choose from.
 func remoteIP(results string) (ip netip.Addr) {
-	const property = "smtp.remote-ip"
-	rest := uncomment(results)
-	for rest != "" {
-		var word string
-		word, rest = cutWord(rest)
-		if !strings.EqualFold(word, property) {
-			continue
+	f, err := authres.Parse(results)
+	if err != nil {
+		return ip
+	}
+	for _, r := range f.Results {
+		for _, value := range r.Values("smtp", "remote-ip") {
+			addr, err := netip.ParseAddr(value)
+			if err != nil || addr.Zone() != "" || ip.IsValid() && ip != addr.Unmap() {
+				return netip.Addr{}
+			}
+			ip = addr.Unmap()
 		}
-		value, ok := strings.CutPrefix(strings.TrimLeft(rest, fws), "=")
-		if !ok {
-			continue
-		}
-		word, rest = cutWord(strings.TrimLeft(value, fws))
-		addr, err := netip.ParseAddr(strings.Trim(word, `"`))
-		if err != nil || addr.Zone() != "" || ip.IsValid() && ip != addr.Unmap() {
-			return netip.Addr{}
-		}
-		ip = addr.Unmap()
 	}
 	return ip
-}
-
-// cutWord returns the quoted string, or the text up to a blank, "=" or ";", that s
-// begins with, and what follows; or else the one octet that is neither.
-func cutWord(s string) (word, rest string) {
-	for i := 0; i < len(s); i++ {
-		switch {
-		case s[0] == '"' && (i == 0 || s[i] != '"'):
-			if s[i] == '\\' {
-				i++
-			}
-		case s[0] == '"':
-			return s[:i+1], s[i+1:]
-		case strings.IndexByte(fws+`=;"`, s[i]) >= 0:
-			i = max(i, 1)
-			return s[:i], s[i:]
-		}
-	}
-	return s, ""
 }

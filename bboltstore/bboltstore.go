@@ -267,11 +267,11 @@ func (s *Store) run() {
 	defer close(s.gone)
 	defer s.end()
 	for retry := retryMin; ; {
-		busy, closed, giveUp := s.state()
+		w := s.work()
 		switch {
-		case !busy && closed:
+		case !w.any() && w.closed:
 			return
-		case !busy:
+		case !w.any():
 			select {
 			case <-s.wake:
 			case <-s.closing:
@@ -288,7 +288,7 @@ func (s *Store) run() {
 		}
 		s.complain(err)
 		s.failCalls(err)
-		if closed && time.Now().After(giveUp) {
+		if w.closed && time.Now().After(w.giveUp) {
 			return
 		}
 		select {
@@ -298,12 +298,6 @@ func (s *Store) run() {
 			time.Sleep(retryMin)
 		}
 	}
-}
-
-func (s *Store) state() (busy, closed bool, giveUp time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.batches) > 0 || len(s.calls) > 0, s.closed, s.giveUp
 }
 
 // turn opens the file, does what is queued for as long as it may hold the file,
@@ -339,8 +333,7 @@ func (s *Store) turn() error {
 // written.
 func (s *Store) hasMore(wrote bool) bool {
 	if !wrote {
-		w := s.work()
-		return w.other || w.calls > 0
+		return s.work().any()
 	}
 	return s.await(linger)
 }
@@ -397,7 +390,10 @@ type work struct {
 	calls  int  // record calls of the batch that is next
 	other  bool // more than that batch
 	closed bool
+	giveUp time.Time // see Store
 }
+
+func (w work) any() bool { return w.calls > 0 || w.other }
 
 func (s *Store) work() (w work) {
 	s.mu.Lock()
@@ -406,7 +402,7 @@ func (s *Store) work() (w work) {
 		w.calls = s.batches[0].waiting
 	}
 	w.other = len(s.calls) > 0 || len(s.batches) > 1
-	w.closed = s.closed
+	w.closed, w.giveUp = s.closed, s.giveUp
 	return w
 }
 

@@ -311,7 +311,7 @@ func selectSignatures(dkim []ruapost.DKIMResult, author, policyDomain string) []
 			return 3
 		case d.Domain == author:
 			return 0
-		case within(d.Domain, policyDomain) || within(author, d.Domain):
+		case ruapost.Within(d.Domain, policyDomain) || ruapost.Within(author, d.Domain):
 			return 1
 		}
 		return 2

@@ -358,10 +358,10 @@ func FuzzParseSuffixes(f *testing.F) {
 			return
 		}
 		org := list.OrganizationalDomain(name)
-		if !within(name, org) || list.OrganizationalDomain(org) != org {
+		if !ruapost.Within(name, org) || list.OrganizationalDomain(org) != org {
 			t.Fatalf("%s is of %s, that of %s", name, org, list.OrganizationalDomain(org))
 		}
-		if suffix := list.suffix(name); suffix == "" || !within(org, suffix) || org != name && ruapost.Labels(org) != ruapost.Labels(suffix)+1 {
+		if suffix := list.suffix(name); suffix == "" || !ruapost.Within(org, suffix) || org != name && ruapost.Labels(org) != ruapost.Labels(suffix)+1 {
 			t.Fatalf("%s has suffix %q, organization %s", name, suffix, org)
 		}
 	})

@@ -89,8 +89,8 @@ func (w *walk) lookup(ctx context.Context, domain string) (*Record, error) {
 
 // hasAsked says whether the walk came past domain.
 func (w *walk) hasAsked(domain string) bool {
-	onPath := domain == w.start || within(w.start, domain) && ruapost.Labels(domain) <= maxShortened
-	return onPath && !within(w.next, domain)
+	onPath := domain == w.start || ruapost.Within(w.start, domain) && ruapost.Labels(domain) <= maxShortened
+	return onPath && !ruapost.Within(w.next, domain)
 }
 
 // recordAt returns the record that the walk found at domain, or nil.
@@ -164,21 +164,13 @@ func (w *walk) sameOrganization(ctx context.Context, domain string) (bool, error
 	if domain == org {
 		return true, nil // a walk from it finds no other record than w above org
 	}
-	if !within(domain, org) {
+	if !ruapost.Within(domain, org) {
 		return false, nil // a name's organizational domain is itself or above it
 	}
 	other := newWalk(w.r, domain)
 	other.beside = w
 	otherOrg, err := other.organizationalDomain(ctx)
 	return err == nil && otherOrg == org, err
-}
-
-// within says whether domain is above or a name below it.
-func within(domain, above string) bool {
-	if len(domain) <= len(above) {
-		return domain == above
-	}
-	return strings.HasSuffix(domain, above) && domain[len(domain)-len(above)-1] == '.'
 }
 
 // oneBelow returns the name one label below above on the way to name, which is

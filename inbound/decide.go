@@ -176,7 +176,7 @@ func (j *judgement) matches(rule *Override) certainty {
 
 // anyWithin says whether name is one of the domains or below one.
 func anyWithin(name string, domains []string) bool {
-	return slices.ContainsFunc(domains, func(d string) bool { return name == d || strings.HasSuffix(name, "."+d) })
+	return slices.ContainsFunc(domains, func(d string) bool { return ruapost.Within(name, d) })
 }
 
 // reasons are the overrides as a text.

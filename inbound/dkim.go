@@ -28,10 +28,10 @@ type signature struct {
 	domain    string
 	selector  string
 	algorithm string
-	b         string // the beginning of the signature, for header.b (RFC 6008)
-	names     int    // of header fields in h=
-	limited   bool   // l= says how much of the body is signed
-	relaxed   bool   // c= says that the header is canonicalized so
+	b         string   // the beginning of the signature, for header.b (RFC 6008)
+	names     []string // of header fields in h=, in lower case
+	limited   bool     // l= says how much of the body is signed
+	relaxed   bool     // c= says that the header is canonicalized so
 	// result is empty as long as it is not known.
 	result ruapost.AuthResult
 	reason string
@@ -83,7 +83,7 @@ func (m *message) startDKIM(signatures []signature) *dkimCheck {
 		return c
 	}
 	for i := range c.signatures {
-		if sig := &c.signatures[i]; sig.names > MaxSignedFields {
+		if sig := &c.signatures[i]; len(sig.names) > MaxSignedFields {
 			limits.WithLabelValues("signed_fields").Inc()
 			sig.result, sig.reason = ruapost.AuthPolicy, "too many names in h="
 		}
@@ -385,7 +385,7 @@ func (c *dkimCheck) abandon() {
 func chooseSignatures(sigs []signature, authors []string) []signature {
 	related := func(s signature) bool {
 		return slices.ContainsFunc(authors, func(author string) bool {
-			return anyWithin(author, []string{s.domain}) || anyWithin(s.domain, []string{author})
+			return ruapost.Within(author, s.domain) || ruapost.Within(s.domain, author)
 		})
 	}
 	chosen := slices.Clone(sigs)
@@ -422,7 +422,7 @@ func parseSignature(value string) (sig signature, ok bool) {
 		selector:  selector,
 		algorithm: ruapost.Clean(tags["a"], 32),
 		b:         ruapost.Clean(tags["b"], 8),
-		names:     strings.Count(tags["h"], ":") + 1,
+		names:     strings.Split(strings.ToLower(tags["h"]), ":"),
 		limited:   limited,
 		relaxed:   strings.HasPrefix(strings.ToLower(tags["c"]), "relaxed"),
 	}, true

@@ -116,14 +116,14 @@ func (m *message) finishSPF(ctx context.Context) ruapost.SPFResult {
 // evaluate applies DMARC for each author domain. What is done and reported is about
 // the one whose policy is the strictest of those that fail (RFC 9989 11.5).
 func (j *judgement) evaluate(ctx context.Context) {
-	verdicts := make([]*dmarc.Verdict, len(j.msg.authors))
+	verdicts, dkim := make([]*dmarc.Verdict, len(j.msg.authors)), j.dkimResults()
 	var evaluations sync.WaitGroup
 	for i, author := range j.msg.authors {
 		evaluations.Go(func() {
 			// Instead of a verdict that a fault keeps from being found.
 			verdicts[i] = &dmarc.Verdict{Result: dmarc.ResultTemperror, AuthorDomain: author}
 			defer caught(func() {})
-			verdicts[i] = j.msg.evaluator().Evaluate(ctx, author, j.dkimResults(), j.spf)
+			verdicts[i] = j.msg.evaluator().Evaluate(ctx, author, dkim, j.spf)
 		})
 	}
 	evaluations.Wait()

@@ -353,8 +353,8 @@ func (m *message) body(chunk []byte) {
 // out: they came later, and go-msgauth verifies the topmost.
 func (m *message) signedHeader(sig *signature) []byte {
 	signed := map[string]bool{}
-	for name := range strings.SplitSeq(parseTags(m.header[sig.index].value)["h"], ":") {
-		signed[strings.ToLower(name)] = true
+	for _, name := range sig.names {
+		signed[name] = true
 	}
 	var b bytes.Buffer
 	for i, f := range m.header {

@@ -161,7 +161,7 @@ func (u *upstream) readDKIM(results []authres.Result, signatures []signature) {
 func signersFor(identity string, signatures []signature) (domains []string) {
 	name := domainIn(identity)
 	for _, s := range signatures {
-		if name != "" && anyWithin(name, []string{s.domain}) && !slices.Contains(domains, s.domain) {
+		if name != "" && ruapost.Within(name, s.domain) && !slices.Contains(domains, s.domain) {
 			domains = append(domains, s.domain)
 		}
 	}

@@ -19,8 +19,8 @@ import (
 const maxConnections = 1000
 
 // gcPercent lets the heap grow to three times of what is live. That is little, as each
-// message is garbage when it is judged; with Go's default of twice, collecting it takes
-// a tenth more of the time for a message.
+// message is garbage when it is judged; with Go's default of twice, a tenth of
+// the CPU time goes into collecting it.
 const gcPercent = 200
 
 func main() {
