@@ -27,6 +27,10 @@ type Session struct {
 	// Failures, or none that are known.
 	Failed   bool
 	Failures []TLSFailure
+	// Uncounted says that this is no TLS session of its own: its Failures are counted
+	// but it is not, neither as successful nor as failed. It tells what kept a policy
+	// from being applied, or a delivery from a session (RFC 8460 4.3.3).
+	Uncounted bool
 }
 
 // TLSPolicy is a policy as applied: the policy object of a TLS report

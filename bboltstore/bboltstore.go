@@ -16,19 +16,25 @@
 //
 // # Layout
 //
-//	meta     "schema"                                      -> version of this layout
-//	         "usage"                                       -> number and size of all rows
-//	         "known"                                       -> number of known domains, of
-//	                                                          destinations, last day swept
-//	windows  kind, window start, window length             -> number of its groups
-//	windows  the same, organization                        -> number of its groups
-//	trash    group ID                                      -> nothing; rows to be deleted
-//	groups   kind, window start, window length, domain, 0, -> group ID, totals,
-//	         hash of the policy                               policy as JSON
-//	rows     group ID, hash of the row                     -> count, row as JSON
-//	reports  report ID                                     -> ruapost.Report as JSON
-//	known    organizational domain, labels reversed        -> last day of a pass, of a
-//	                                                          message, of a report sent there
+//	meta      "schema"                                      -> version of this layout
+//	          "usage"                                       -> number and size of all rows
+//	          "known"                                       -> number of known domains, of
+//	                                                           destinations, last day swept
+//	          "sts"                                         -> number and size of all
+//	                                                           MTA-STS policies
+//	windows   kind, window start, window length             -> number of its groups
+//	windows   the same, organization                        -> number of its groups
+//	trash     group ID                                      -> nothing; rows to be deleted
+//	groups    kind, window start, window length, domain, 0, -> group ID, totals,
+//	          hash of the policy                               policy as JSON
+//	rows      group ID, hash of the row                     -> count, row as JSON
+//	reports   report ID                                     -> ruapost.Report as JSON
+//	known     organizational domain, labels reversed        -> last day of a pass, of a
+//	                                                           message, of a report sent there
+//	sts       policy domain                                 -> ruapost.STSPolicy as JSON; the
+//	                                                           bucket's sequence is STSVersion
+//	stsnames  registered name                               -> number of policies below it
+//	positions source of log lines                           -> how far it was read
 //
 // Equal rows are merged when they are written: what a report costs does not grow
 // with the number of messages, only with the number of distinct rows. Group IDs
@@ -47,6 +53,12 @@
 // [ruapost.Evaluation], and it is answered in the transaction that writes them, after
 // the batch's own passes and destinations are noted: nobody reads the file while mail
 // waits. Days are all that is kept, so a domain is written once a day, however busy it is.
+//
+// # Positions
+//
+// Sessions that were read from a log are written in one transaction with the position
+// behind their lines. Whoever goes on from there, after a crash, say, counts no line
+// twice and misses none.
 package bboltstore
 
 import (
@@ -114,6 +126,9 @@ var (
 	ErrQueueFull = errors.New("bboltstore: queue is full, row dropped")
 	// ErrClosed is returned by calls on a closed Store.
 	ErrClosed = errors.New("bboltstore: closed")
+	// ErrNoRoom is the error, wrapped, of calls that were refused because of a bound on
+	// MTA-STS policies or positions.
+	ErrNoRoom = errors.New("no room")
 	// ErrForeign is the error, wrapped, of Open for a file that must not be touched:
 	// one of a newer version of this program, or none of its files at all.
 	ErrForeign = errors.New("this file cannot be used")
@@ -122,11 +137,15 @@ var (
 // Store is one process's access to the shared file. Its methods may be called
 // from any number of goroutines.
 type Store struct {
-	path     string
-	bounds   bounds
-	maxKnown uint64        // MaxKnownDomains, which tests make smaller
-	wake     chan struct{} // has room for one: there is something to do
-	gone     chan struct{} // closed when the store goroutine has ended
+	path string
+	// Tests make these smaller; maxKnown is MaxKnownDomains, maxFile MaxFileSize.
+	bounds    bounds
+	stsBounds stsBounds
+	maxKnown  uint64
+	maxFile   int
+
+	wake chan struct{} // has room for one: there is something to do
+	gone chan struct{} // closed when the store goroutine has ended
 
 	mu          sync.Mutex
 	batches     []*batch // the last one still takes rows; the first may be in work
@@ -160,13 +179,15 @@ func Open(path string) (*Store, error) {
 		return nil, fmt.Errorf("bboltstore: %w", err)
 	}
 	s := &Store{
-		path:     abs,
-		bounds:   defaultBounds,
-		maxKnown: MaxKnownDomains,
-		wake:     make(chan struct{}, 1),
-		gone:     make(chan struct{}),
-		closing:  make(chan struct{}),
-		gather:   gather{calls: 1},
+		path:      abs,
+		bounds:    defaultBounds,
+		stsBounds: defaultSTSBounds,
+		maxKnown:  MaxKnownDomains,
+		maxFile:   MaxFileSize,
+		wake:      make(chan struct{}, 1),
+		gone:      make(chan struct{}),
+		closing:   make(chan struct{}),
+		gather:    gather{calls: 1},
 	}
 	go s.run()
 	// Once now, so that the operator hears of a fault at the start.
@@ -428,7 +449,7 @@ func (s *Store) commitBatch(db *bolt.DB) (wrote bool, err error) {
 	s.mu.Unlock()
 
 	began := time.Now()
-	db.MaxSize = MaxFileSize
+	db.MaxSize = s.maxFile
 	c, err := s.writeBatch(db, b, false)
 	if errors.Is(err, bolterrors.ErrMaxSizeReached) {
 		// What is there already can still be counted in.
@@ -438,7 +459,9 @@ func (s *Store) commitBatch(db *bolt.DB) (wrote bool, err error) {
 		// Waiting would not help: there is room again when the reporter has sent and
 		// deleted reports.
 		s.complain(fmt.Errorf("bboltstore: %s has reached its largest size: %w", s.path, err))
-		c, err = cut{records: uint64(b.records), known: uint64(len(b.seen))}, nil
+		c = cut{records: uint64(b.records), known: uint64(len(b.seen))}
+		db.MaxSize = 0 // else the lines of a log would come again
+		c.positions, err = movePositions(db, b.positions)
 	}
 	// What the reporter writes, in order to delete, must not be in want of room.
 	db.MaxSize = 0
@@ -450,6 +473,7 @@ func (s *Store) commitBatch(db *bolt.DB) (wrote bool, err error) {
 	dropped.WithLabelValues("groups").Add(float64(c.records))
 	dropped.WithLabelValues("details").Add(float64(c.details))
 	dropped.WithLabelValues("known").Add(float64(c.known))
+	dropped.WithLabelValues("positions").Add(float64(c.positions))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.queued -= b.rows

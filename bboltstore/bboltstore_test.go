@@ -457,6 +457,13 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if path := os.Getenv("BBOLTSTORE_TEST_READER"); path != "" {
+		if err := readLog(path, os.Getenv("BBOLTSTORE_TEST_SOURCE")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	if path := os.Getenv("BBOLTSTORE_TEST_WRITER"); path != "" {
 		write(path)
 		return
@@ -608,6 +615,10 @@ func TestNothingIsNotCommitted(t *testing.T) {
 		"ForgetReport": func() error { return s.ForgetReport(t.Context(), "none") },
 		"Seal":         func() error { return s.Seal(t.Context(), &ruapost.Report{ID: "x", Groups: gs}) },
 		"Tidy":         func() error { return s.Tidy(t.Context()) },
+		"DeleteSTSPolicies": func() error {
+			_, err := s.DeleteSTSPolicies(t.Context(), []string{"example.com"})
+			return err
+		},
 	} {
 		if err := f(); err != nil {
 			t.Errorf("%s: %v", name, err)

@@ -3,6 +3,7 @@ package bboltstore
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	bolt "go.etcd.io/bbolt"
@@ -48,9 +49,23 @@ const (
 	// MaxPolicyBytes is the size of a policy's JSON form. A larger one is recorded
 	// without its text.
 	MaxPolicyBytes = 16 << 10
+	// MaxSTSPolicies and MaxSTSBytes are the number of MTA-STS policies and the size of
+	// their JSON forms in all, MaxSTSPolicyBytes that of each.
+	MaxSTSPolicies    = 50_000
+	MaxSTSBytes       = 64 << 20
+	MaxSTSPolicyBytes = 64 << 10
+	// MaxOrganizationSTSPolicies is the number of MTA-STS policies of the names below one
+	// public suffix: a wildcard record and host can serve one for each that somebody
+	// invents.
+	MaxOrganizationSTSPolicies = 256
+	// MaxPositions is the number of sources of log lines whose position is kept,
+	// MaxPositionBytes the size of a source's name, and of a position.
+	MaxPositions     = 64
+	MaxPositionBytes = 1 << 10
 	// MaxFileSize is the size up to which the file grows for records; what the
-	// reporter writes is not held to it. It is the only bound of the file: rows of
-	// MaxBytes take up to twice as much in pages, which are half full at worst.
+	// reporter writes is not held to it, nor are MTA-STS policies and positions. It is
+	// the only bound of the file: rows of MaxBytes take up to twice as much in pages,
+	// which are half full at worst.
 	MaxFileSize = 4 << 30
 )
 
@@ -64,35 +79,43 @@ var defaultBounds = bounds{
 	MaxGroupRows, MaxGroupBytes, MaxRows, MaxBytes,
 }
 
-// usage is what all rows take up.
-type usage struct {
-	rows, bytes uint64
+// stsBounds are those of MTA-STS policies.
+type stsBounds struct {
+	policies, organization, bytes uint64
 }
 
-func (u *usage) add(rows, bytes int) {
-	u.rows += uint64(rows)
+var defaultSTSBounds = stsBounds{MaxSTSPolicies, MaxOrganizationSTSPolicies, MaxSTSBytes}
+
+// usage is what all rows, or all MTA-STS policies, take up.
+type usage struct {
+	number, bytes uint64
+}
+
+func (u *usage) add(number, bytes int) {
+	u.number += uint64(number)
 	u.bytes += uint64(bytes)
 }
 
-func (u *usage) remove(rows, bytes uint64) {
-	u.rows -= min(rows, u.rows)
+func (u *usage) remove(number, bytes uint64) {
+	u.number -= min(number, u.number)
 	u.bytes -= min(bytes, u.bytes)
 }
 
-func loadUsage(tx *bolt.Tx) (u usage, err error) {
-	v := tx.Bucket(metaBucket).Get(usageKey)
+// loadUsage reads the usage at usageKey or stsKey.
+func loadUsage(tx *bolt.Tx, key []byte) (u usage, err error) {
+	v := tx.Bucket(metaBucket).Get(key)
 	switch len(v) {
 	case 0:
 		return u, nil
 	case 16:
 		return usage{binary.BigEndian.Uint64(v), binary.BigEndian.Uint64(v[8:])}, nil
 	}
-	return u, fmt.Errorf("usage of %d bytes %w", len(v), errUndecodable)
+	return u, fmt.Errorf("%q of %d bytes %w", key, len(v), errUndecodable)
 }
 
-func (u *usage) store(tx *bolt.Tx) error {
-	v := binary.BigEndian.AppendUint64(make([]byte, 0, 16), u.rows)
-	return tx.Bucket(metaBucket).Put(usageKey, binary.BigEndian.AppendUint64(v, u.bytes))
+func (u *usage) store(tx *bolt.Tx, key []byte) error {
+	v := binary.BigEndian.AppendUint64(make([]byte, 0, 16), u.number)
+	return tx.Bucket(metaBucket).Put(key, binary.BigEndian.AppendUint64(v, u.bytes))
 }
 
 // share is how much of a bound is for what is proven, or not.
@@ -107,7 +130,7 @@ func share(bound uint64, proven bool) uint64 {
 func (b *bounds) fits(g *groupValue, u *usage, size int, proven bool) bool {
 	n := uint64(size)
 	return g.rows < share(b.groupRows, proven) && g.bytes+n <= share(b.groupBytes, proven) &&
-		u.rows < share(b.rows, proven) && u.bytes+n <= share(b.bytes, proven)
+		u.number < share(b.rows, proven) && u.bytes+n <= share(b.bytes, proven)
 }
 
 // among returns the bounds of the group at key: those of a group's rows are for all groups
@@ -140,35 +163,41 @@ func (b *bounds) domainHasRoom(groups *bolt.Bucket, key []byte) bool {
 // The keys of the counters in the windows bucket that a group counts in.
 func windowKey(groupKey []byte) []byte { return groupKey[:groupKeyHeader] }
 
-// The public suffix list is good enough for a bound, and needs no DNS.
 func organizationKey(groupKey []byte) []byte {
 	domain := string(groupKey[groupKeyHeader : len(groupKey)-hashLen-1])
-	if org, err := publicsuffix.EffectiveTLDPlusOne(domain); err == nil {
-		domain = org
+	return append(bytes.Clone(windowKey(groupKey)), registeredName(domain)...)
+}
+
+// registeredName returns the name next below a public suffix that domain is or lies
+// below, or domain if there is none. The public suffix list is good enough for a bound,
+// and needs no DNS.
+func registeredName(domain string) string {
+	if name, err := publicsuffix.EffectiveTLDPlusOne(domain); err == nil {
+		return name
 	}
-	return append(bytes.Clone(windowKey(groupKey)), domain...)
+	return domain
 }
 
 // countGroup changes the counters for a group that begins (1) or is taken (-1).
 func countGroup(tx *bolt.Tx, groupKey []byte, change int) error {
 	windows := tx.Bucket(windowsBucket)
-	for _, key := range [][]byte{windowKey(groupKey), organizationKey(groupKey)} {
-		n := counter(windows, key)
-		if change < 0 && n <= 1 {
-			if err := windows.Delete(key); err != nil {
-				return err
-			}
-			continue
-		}
-		if err := windows.Put(key, binary.BigEndian.AppendUint64(nil, n+uint64(change))); err != nil {
-			return err
-		}
-	}
-	return nil
+	return errors.Join(
+		count(windows, windowKey(groupKey), change),
+		count(windows, organizationKey(groupKey), change),
+	)
 }
 
-func counter(windows *bolt.Bucket, key []byte) uint64 {
-	if v := windows.Get(key); len(v) == 8 {
+// count changes the counter at key by 1 or -1. One that would be zero is not there.
+func count(counters *bolt.Bucket, key []byte, change int) error {
+	n := counter(counters, key)
+	if change < 0 && n <= 1 {
+		return counters.Delete(key)
+	}
+	return counters.Put(key, binary.BigEndian.AppendUint64(nil, n+uint64(change)))
+}
+
+func counter(counters *bolt.Bucket, key []byte) uint64 {
+	if v := counters.Get(key); len(v) == 8 {
 		return binary.BigEndian.Uint64(v)
 	}
 	return 0

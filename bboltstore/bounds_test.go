@@ -176,7 +176,7 @@ func TestRoomComesBack(t *testing.T) {
 		}
 	}
 	err := s.view(t.Context(), func(tx *bolt.Tx) error {
-		u, err := loadUsage(tx)
+		u, err := loadUsage(tx, usageKey)
 		if u != (usage{}) || tx.Bucket(windowsBucket).Inspect().KeyN != 0 {
 			t.Errorf("empty, but %+v", u)
 		}
@@ -199,7 +199,7 @@ func TestMigration(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = db.Update(func(tx *bolt.Tx) error { // back to what it was
-		if want, err = loadUsage(tx); err != nil {
+		if want, err = loadUsage(tx, usageKey); err != nil {
 			return err
 		}
 		if err := tx.Bucket(metaBucket).Delete(usageKey); err != nil {
@@ -233,8 +233,8 @@ func TestMigration(t *testing.T) {
 		t.Errorf("groups %+v", gs)
 	}
 	err = s.view(t.Context(), func(tx *bolt.Tx) error {
-		u, err := loadUsage(tx)
-		if u != want || u.rows != 3 {
+		u, err := loadUsage(tx, usageKey)
+		if u != want || u.number != 3 {
 			t.Errorf("usage %+v, want %+v", u, want)
 		}
 		if v, err := readSchema(tx); v != schema || err != nil {

@@ -30,11 +30,12 @@ const maxLine = 8 << 20
 type line struct {
 	Format int `json:"ruapost_store,omitempty"`
 	// LastGroup is no less than any group's ID.
-	LastGroup ruapost.GroupID `json:"last_group,omitempty"`
-	Group     *exportedGroup  `json:"group,omitempty"`
-	Report    *ruapost.Report `json:"report,omitempty"`
-	Row       *exportedRow    `json:"row,omitempty"`
-	Known     *exportedKnown  `json:"known,omitempty"`
+	LastGroup ruapost.GroupID    `json:"last_group,omitempty"`
+	Group     *exportedGroup     `json:"group,omitempty"`
+	Report    *ruapost.Report    `json:"report,omitempty"`
+	Row       *exportedRow       `json:"row,omitempty"`
+	Known     *exportedKnown     `json:"known,omitempty"`
+	STS       *ruapost.STSPolicy `json:"sts,omitempty"`
 }
 
 // highestGroup returns the highest ID that rows are, or may be, found by.
@@ -73,7 +74,8 @@ type exportedKnown struct {
 
 // Export writes what the store holds as JSON lines, for Import. It is what was there
 // at one instant: the file is copied under the lock, and the copy read afterwards, so
-// that nobody has to wait for w.
+// that nobody has to wait for w. Positions are left out: they mean something only where
+// the log is.
 func (s *Store) Export(ctx context.Context, w io.Writer) error {
 	// A name of its own: another export may be under way.
 	copied, err := os.CreateTemp(filepath.Dir(s.path), filepath.Base(s.path)+".export-*")
@@ -148,13 +150,23 @@ func exportAll(ctx context.Context, tx *bolt.Tx, out *json.Encoder) error {
 	if err != nil {
 		return err
 	}
-	return tx.Bucket(knownBucket).ForEach(func(k, v []byte) error {
+	err = tx.Bucket(knownBucket).ForEach(func(k, v []byte) error {
 		s, err := decodeSighting(v)
 		if err != nil {
 			return err
 		}
 		l := line{Known: &exportedKnown{reverse(string(k)), s.passed.String(), s.destination.String(), s.reported.String()}}
 		return errors.Join(ctx.Err(), out.Encode(l))
+	})
+	if err != nil {
+		return err
+	}
+	return tx.Bucket(stsBucket).ForEach(func(k, v []byte) error {
+		p, err := decodeSTS(k, v)
+		if err != nil {
+			return err
+		}
+		return errors.Join(ctx.Err(), out.Encode(line{STS: p}))
 	})
 }
 
@@ -173,14 +185,15 @@ func exportRows(tx *bolt.Tx, out *json.Encoder, id ruapost.GroupID) error {
 	return nil
 }
 
-// ErrNotEmpty is returned by Import into a store that holds something: what is in
-// both would be counted twice.
+// ErrNotEmpty is returned by Import into a store that holds anything but MTA-STS policies
+// and positions: what is in both would be counted twice.
 var ErrNotEmpty = errors.New("bboltstore: the store is not empty")
 
 // Import reads what Export has written into a store that is empty, ErrNotEmpty else. If
 // it fails in the middle the store holds a part: remove the file and begin anew. What is
 // recorded meanwhile is kept, but makes it fail if it is about a group that is still to
-// come. The outbox belongs to the store and is to be moved with it.
+// come. Of two MTA-STS policies of a domain the one that was fetched later is kept. The
+// outbox belongs to the store and is to be moved with it.
 func (s *Store) Import(ctx context.Context, r io.Reader) error {
 	sc := bufio.NewScanner(r)
 	sc.Buffer(nil, maxLine)
@@ -240,11 +253,15 @@ func (s *Store) beginImport(ctx context.Context, last ruapost.GroupID) error {
 // importLines adds lines about groups up to the ID last.
 func (s *Store) importLines(ctx context.Context, lines []line, last ruapost.GroupID) error {
 	return s.update(ctx, func(tx *bolt.Tx) error {
-		u, err := loadUsage(tx)
+		u, err := loadUsage(tx, usageKey)
 		if err != nil {
 			return err
 		}
 		k, err := loadKnown(tx, s.maxKnown)
+		if err != nil {
+			return err
+		}
+		sts, err := loadSTS(tx)
 		if err != nil {
 			return err
 		}
@@ -262,14 +279,16 @@ func (s *Store) importLines(ctx context.Context, lines []line, last ruapost.Grou
 				err = importRow(tx, l.Row, &u)
 			case l.Known != nil:
 				err = importKnown(k, l.Known)
+			case l.STS != nil:
+				err = importSTS(sts, l.STS)
 			default:
-				err = errors.New("a line that is neither group nor report nor row nor known domain")
+				err = errors.New("a line that is neither group nor report nor row nor known domain nor MTA-STS policy")
 			}
 			if err != nil {
 				return err
 			}
 		}
-		return errors.Join(u.store(tx), k.storeCounts())
+		return errors.Join(u.store(tx, usageKey), k.storeCounts(), sts.store())
 	})
 }
 
@@ -326,6 +345,22 @@ func importKnown(k *known, e *exportedKnown) error {
 		return err
 	}
 	return k.put([]byte(reverse(e.Domain)), old, old.with(s))
+}
+
+// importSTS keeps the policy that was fetched later, room or not.
+func importSTS(b *stsPolicies, p *ruapost.STSPolicy) error {
+	value, err := encodeSTS(p)
+	if err != nil {
+		return err
+	}
+	if len(value) > MaxSTSPolicyBytes {
+		return fmt.Errorf("MTA-STS policy of %s has %d bytes", p.Domain, len(value))
+	}
+	old, err := b.get(p.Domain)
+	if err != nil || old != nil && !old.Fetched.Before(p.Fetched) {
+		return err
+	}
+	return b.put(p.Domain, value)
 }
 
 func importReport(tx *bolt.Tx, r *ruapost.Report) error {

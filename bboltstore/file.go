@@ -22,19 +22,24 @@ import (
 //	2  windows, trash, the usage in meta and the bytes of a group
 //	3  known, and their counts in meta
 //	4  a third day of those
-const schema = 4
+//	5  sts, stsnames, positions, and the usage of sts in meta
+const schema = 5
 
 var (
-	metaBucket    = []byte("meta")
-	groupsBucket  = []byte("groups")
-	rowsBucket    = []byte("rows")
-	windowsBucket = []byte("windows")
-	trashBucket   = []byte("trash")
-	reportsBucket = []byte("reports")
-	knownBucket   = []byte("known")
-	schemaKey     = []byte("schema")
-	usageKey      = []byte("usage")
-	knownKey      = []byte("known")
+	metaBucket      = []byte("meta")
+	groupsBucket    = []byte("groups")
+	rowsBucket      = []byte("rows")
+	windowsBucket   = []byte("windows")
+	trashBucket     = []byte("trash")
+	reportsBucket   = []byte("reports")
+	knownBucket     = []byte("known")
+	stsBucket       = []byte("sts")
+	stsNamesBucket  = []byte("stsnames")
+	positionsBucket = []byte("positions")
+	schemaKey       = []byte("schema")
+	usageKey        = []byte("usage")
+	knownKey        = []byte("known")
+	stsKey          = []byte("sts")
 )
 
 // fileMode lets the programs run as different users of one group.
@@ -189,10 +194,8 @@ func create(path string) error {
 		return err
 	}
 	err = db.Update(func(tx *bolt.Tx) error {
-		for _, name := range [][]byte{metaBucket, groupsBucket, rowsBucket, windowsBucket, trashBucket, reportsBucket, knownBucket} {
-			if _, err := tx.CreateBucket(name); err != nil {
-				return err
-			}
+		if err := makeBuckets(tx); err != nil {
+			return err
 		}
 		return putSchema(tx)
 	})
@@ -203,6 +206,24 @@ func create(path string) error {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// makeBuckets makes those that are not there.
+func makeBuckets(tx *bolt.Tx) error {
+	for _, name := range [][]byte{
+		metaBucket, groupsBucket, rowsBucket, windowsBucket, trashBucket, reportsBucket, knownBucket,
+		stsBucket, stsNamesBucket, positionsBucket,
+	} {
+		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+			return err
+		}
+	}
+	sts := tx.Bucket(stsBucket)
+	if sts.Sequence() > 0 {
+		return nil
+	}
+	// Not from zero: the file may take the place of another, whose version others know.
+	return sts.SetSequence(uint64(time.Now().UnixNano()))
 }
 
 func putSchema(tx *bolt.Tx) error {
@@ -245,24 +266,19 @@ func readSchema(tx *bolt.Tx) (uint64, error) {
 
 // migrate brings up a file of an older schema, one after the other.
 func migrate(tx *bolt.Tx, found uint64) error {
+	if err := makeBuckets(tx); err != nil {
+		return err
+	}
 	if found < 2 {
 		if err := migrateTo2(tx); err != nil {
 			return err
 		}
-	}
-	if _, err := tx.CreateBucketIfNotExists(knownBucket); err != nil {
-		return err
 	}
 	return putSchema(tx)
 }
 
 // migrateTo2 counts what from then on is kept counted.
 func migrateTo2(tx *bolt.Tx) error {
-	for _, name := range [][]byte{windowsBucket, trashBucket} {
-		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
-			return err
-		}
-	}
 	var u usage
 	bytesOf := map[uint64]uint64{}
 	err := tx.Bucket(rowsBucket).ForEach(func(k, v []byte) error {
@@ -273,7 +289,7 @@ func migrateTo2(tx *bolt.Tx) error {
 	if err != nil {
 		return err
 	}
-	if err := u.store(tx); err != nil {
+	if err := u.store(tx, usageKey); err != nil {
 		return err
 	}
 	groups := tx.Bucket(groupsBucket)

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
-	"golang.org/x/net/publicsuffix"
 )
 
 // How long an organizational domain stays known, in days.
@@ -142,7 +141,7 @@ func (s *Store) recordSeen(ctx context.Context, domains []string, seen sighting)
 	if len(entries) == 0 {
 		return nil
 	}
-	return s.record(ctx, entries)
+	return s.record(ctx, entries, nil)
 }
 
 // knownCounts is what is kept counted of the known domains.
@@ -263,8 +262,8 @@ func (k *known) passesHaveRoom() bool {
 // destination or because of a pass: each can be an organizational domain by its own word
 // (RFC 9989 4.7, psd=n).
 func (k *known) nameHasRoom(domain string, destination bool) bool {
-	registered, err := publicsuffix.EffectiveTLDPlusOne(domain)
-	if err != nil || registered == domain {
+	registered := registeredName(domain)
+	if registered == domain {
 		return true
 	}
 	prefix := []byte(reverse(registered) + ".")

@@ -409,7 +409,7 @@ func TestKnownIsBoundedInTheQueue(t *testing.T) {
 	}
 }
 
-// downgrade makes a file of an older schema of an empty one.
+// downgrade makes a file of an older schema, for 1 of an empty one.
 func downgrade(t *testing.T, path string, to uint64) {
 	t.Helper()
 	db, err := bolt.Open(path, 0o600, nil)
@@ -419,7 +419,10 @@ func downgrade(t *testing.T, path string, to uint64) {
 	defer db.Close()
 	err = db.Update(func(tx *bolt.Tx) error {
 		meta := tx.Bucket(metaBucket)
-		err := errors.Join(meta.Delete(knownKey), tx.DeleteBucket(knownBucket))
+		err := errors.Join(meta.Delete(stsKey), tx.DeleteBucket(stsBucket), tx.DeleteBucket(stsNamesBucket), tx.DeleteBucket(positionsBucket))
+		if to < 3 {
+			err = errors.Join(err, meta.Delete(knownKey), tx.DeleteBucket(knownBucket))
+		}
 		if to < 2 {
 			err = errors.Join(err, meta.Delete(usageKey), tx.DeleteBucket(windowsBucket), tx.DeleteBucket(trashBucket))
 		}
@@ -502,7 +505,7 @@ func TestMigrationIsAtomic(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h, err := open(path); err == nil || !strings.Contains(err.Error(), "cannot be brought up from schema 1 to 4") {
+	if h, err := open(path); err == nil || !strings.Contains(err.Error(), "cannot be brought up from schema 1 to 5") {
 		t.Errorf("open: %v, %v", h, err)
 	}
 	if is, err := os.ReadFile(path); err != nil || !bytes.Equal(was, is) {

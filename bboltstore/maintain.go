@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -41,6 +42,11 @@ type Stats struct {
 	Reports  int    `json:"reports"`
 	// KnownDomains are those that are remembered as known.
 	KnownDomains uint64 `json:"known_domains"`
+	// STSPolicies and STSBytes are the number and size of all MTA-STS policies.
+	STSPolicies uint64 `json:"sts_policies"`
+	STSBytes    uint64 `json:"sts_bytes"`
+	// Positions are the sources of log lines whose position is kept.
+	Positions int `json:"positions"`
 }
 
 // withFile opens the file for fn alone, for as long as fn takes.
@@ -79,11 +85,11 @@ func stats(h *handle, tx *bolt.Tx) (st Stats, err error) {
 	if st.Schema, err = readSchema(tx); err != nil {
 		return st, err
 	}
-	u, err := loadUsage(tx)
+	u, err := loadUsage(tx, usageKey)
 	if err != nil {
 		return st, err
 	}
-	st.FileBytes, st.Rows, st.RowBytes = info.Size(), u.rows, u.bytes
+	st.FileBytes, st.Rows, st.RowBytes = info.Size(), u.number, u.bytes
 	st.FreeBytes = freeBytes(h.DB)
 	st.Groups = tx.Bucket(groupsBucket).Inspect().KeyN
 	st.Reports = tx.Bucket(reportsBucket).Inspect().KeyN
@@ -92,7 +98,10 @@ func stats(h *handle, tx *bolt.Tx) (st Stats, err error) {
 		return st, err
 	}
 	st.KnownDomains = k.counts.all
-	return st, nil
+	st.Positions = tx.Bucket(positionsBucket).Inspect().KeyN
+	u, err = loadUsage(tx, stsKey)
+	st.STSPolicies, st.STSBytes = u.number, u.bytes
+	return st, err
 }
 
 func freeBytes(db *bolt.DB) int64 {
@@ -145,7 +154,7 @@ func checkCounts(tx *bolt.Tx) (faults []error) {
 		have.add(1, len(v))
 		return nil
 	})
-	if want, err := loadUsage(tx); err != nil || want != have {
+	if want, err := loadUsage(tx, usageKey); err != nil || want != have {
 		faults = append(faults, fmt.Errorf("usage says %+v, there are %+v, %v", want, have, err))
 	}
 	windows := map[string]uint64{}
@@ -162,17 +171,22 @@ func checkCounts(tx *bolt.Tx) (faults []error) {
 		}
 		return nil
 	})
-	tx.Bucket(windowsBucket).ForEach(func(k, v []byte) error {
-		if len(v) != 8 || windows[string(k)] != binary.BigEndian.Uint64(v) {
-			faults = append(faults, fmt.Errorf("window %x says %x groups, there are %d", k, v, windows[string(k)]))
+	return slices.Concat(faults, checkCounters(tx.Bucket(windowsBucket), windows), checkKnown(tx), checkSTS(tx), checkPositions(tx))
+}
+
+// checkCounters compares counters with what there is at their keys.
+func checkCounters(counters *bolt.Bucket, have map[string]uint64) (faults []error) {
+	counters.ForEach(func(k, v []byte) error {
+		if len(v) != 8 || have[string(k)] != binary.BigEndian.Uint64(v) {
+			faults = append(faults, fmt.Errorf("counter %q says %x, there are %d", k, v, have[string(k)]))
 		}
-		delete(windows, string(k))
+		delete(have, string(k))
 		return nil
 	})
-	for k, n := range windows {
-		faults = append(faults, fmt.Errorf("window %x has %d groups that are not counted", k, n))
+	for k, n := range have {
+		faults = append(faults, fmt.Errorf("counter %q is not there, but %d of what it counts", k, n))
 	}
-	return append(faults, checkKnown(tx)...)
+	return faults
 }
 
 func checkKnown(tx *bolt.Tx) (faults []error) {

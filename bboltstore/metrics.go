@@ -15,7 +15,9 @@ var (
 		Help: "What was not recorded in full, by what was in the way. Nothing was kept: queue " +
 			"(too much waits to be written), groups (too many domains or policies, or the file is full), closed. " +
 			"Counted in the total alone: details (too many rows), row_bytes (row too large). " +
-			"known counts domains that are not remembered as known.",
+			"known counts domains that are not remembered as known; sts_policies, sts_organization, " +
+			"sts_bytes and sts_policy_bytes MTA-STS policies that are not kept (too many, too many below " +
+			"one name, too many octets in all, in one); positions those of logs.",
 	}, []string{"limit"})
 	writeErrors = promauto.NewCounter(prometheus.CounterOpts{
 		Name: "ruapost_store_errors_total",

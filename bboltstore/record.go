@@ -24,20 +24,22 @@ const hashLen = 16
 
 // batch is what is committed in one transaction, equal rows merged.
 type batch struct {
-	groups  map[string]*addition // by key in the groups bucket
-	seen    map[string]sighting  // by organizational domain
-	rows    int                  // distinct rows, groups and domains, the measure of MaxBatch
-	bytes   int                  // size of their JSON, the measure of MaxBatchBytes
-	records int                  // evaluations and sessions
-	waiting int                  // record calls that wait for it
-	sealed  bool                 // the store goroutine has taken it
-	done    chan struct{}        // closed when it is on disk, or never will be
-	err     error                // set before done is closed
+	groups    map[string]*addition // by key in the groups bucket
+	seen      map[string]sighting  // by organizational domain
+	positions map[string]*position // by source; nil if there are none
+	rows      int                  // distinct rows, groups, domains and sources, the measure of MaxBatch
+	bytes     int                  // size of their JSON, the measure of MaxBatchBytes
+	records   int                  // evaluations and sessions
+	waiting   int                  // record calls that wait for it
+	sealed    bool                 // the store goroutine has taken it
+	done      chan struct{}        // closed when it is on disk, or never will be
+	err       error                // set before done is closed
 }
 
 // addition is what a batch adds to one group.
 type addition struct {
 	policy                  []byte
+	records                 uint64 // that were added up, also those that do not count
 	total, required, failed uint64
 	proven                  bool
 	rows                    map[[hashLen]byte]*rowAddition
@@ -58,6 +60,7 @@ type rowAddition struct {
 type entry struct {
 	group                   []byte
 	policy                  []byte
+	uncounted               bool // adds rows, but nothing to the total
 	required, failed        uint64
 	groupProven, rowsProven bool
 	rows                    [][]byte
@@ -101,12 +104,20 @@ func (s *Store) RecordEvaluation(ctx context.Context, e *ruapost.Evaluation) err
 	default:
 		en.required = 1
 	}
-	return s.record(ctx, []entry{en})
+	return s.record(ctx, []entry{en}, nil)
 }
 
 // RecordSessions adds the sessions to the windows of their times. It returns as
 // RecordEvaluation does.
 func (s *Store) RecordSessions(ctx context.Context, sessions []ruapost.Session) error {
+	entries, err := sessionEntries(sessions)
+	if err != nil {
+		return err
+	}
+	return s.record(ctx, entries, nil)
+}
+
+func sessionEntries(sessions []ruapost.Session) ([]entry, error) {
 	entries := make([]entry, 0, len(sessions))
 	for i := range sessions {
 		se := &sessions[i]
@@ -115,32 +126,34 @@ func (s *Store) RecordSessions(ctx context.Context, sessions []ruapost.Session) 
 			policy, err = json.Marshal(ruapost.TLSPolicy{Type: se.Policy.Type, Domain: se.Policy.Domain})
 		}
 		if err != nil {
-			return fmt.Errorf("bboltstore: encode policy: %w", err)
+			return nil, fmt.Errorf("bboltstore: encode policy: %w", err)
 		}
 		en := entry{
-			group:  groupKey(ruapost.KindTLS, ruapost.Day(se.Time), se.Domain, policy),
-			policy: policy,
+			group:     groupKey(ruapost.KindTLS, ruapost.Day(se.Time), se.Domain, policy),
+			policy:    policy,
+			uncounted: se.Uncounted,
 			// Our own users wrote to the domain; what its servers said is theirs.
 			groupProven: true,
 		}
-		if se.Failed {
+		if se.Failed && !se.Uncounted {
 			en.failed = 1
 		}
 		for _, f := range se.Failures {
 			row, err := json.Marshal(f)
 			if err != nil {
-				return fmt.Errorf("bboltstore: encode session: %w", err)
+				return nil, fmt.Errorf("bboltstore: encode session: %w", err)
 			}
 			en.rows = append(en.rows, row)
 		}
 		entries = append(entries, en)
 	}
-	return s.record(ctx, entries)
+	return entries, nil
 }
 
 // record adds the entries to batches and waits until the last of those, and with it
 // all, is on disk. Those that bbolt would refuse, and with them the batch, are left out.
-func (s *Store) record(ctx context.Context, entries []entry) error {
+// With a position, if at is not nil, they are all in one batch.
+func (s *Store) record(ctx context.Context, entries []entry, at *ruapost.Position) error {
 	var refused error
 	entries = slices.DeleteFunc(entries, func(en entry) bool {
 		tooLong := len(en.group) > bolt.MaxKeySize
@@ -149,13 +162,13 @@ func (s *Store) record(ctx context.Context, entries []entry) error {
 		}
 		return tooLong
 	})
-	if len(entries) == 0 {
+	if len(entries) == 0 && at == nil {
 		return refused
 	}
-	return errors.Join(refused, s.recordAll(ctx, entries))
+	return errors.Join(refused, s.recordAll(ctx, entries, at))
 }
 
-func (s *Store) recordAll(ctx context.Context, entries []entry) error {
+func (s *Store) recordAll(ctx context.Context, entries []entry, at *ruapost.Position) error {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
@@ -168,12 +181,11 @@ func (s *Store) recordAll(ctx context.Context, entries []entry) error {
 		return ErrQueueFull
 	}
 	var b *batch
-	for i := range entries {
-		b = s.openBatch()
-		rows, size := b.rows, b.bytes
-		b.add(&entries[i])
-		s.queued += b.rows - rows
-		s.queuedBytes += b.bytes - size
+	var p *position
+	if at != nil {
+		b, p = s.addAt(entries, at)
+	} else {
+		b = s.addEach(entries)
 	}
 	b.waiting++
 	queueLength.Set(float64(s.queued))
@@ -181,10 +193,26 @@ func (s *Store) recordAll(ctx context.Context, entries []entry) error {
 	s.notify()
 	select {
 	case <-b.done:
+		if p != nil && b.err == nil {
+			return p.err
+		}
 		return b.err
 	case <-ctx.Done():
 		return ErrQueued
 	}
+}
+
+// addEach adds the entries to as many batches as they need, and returns the last. s.mu
+// is held.
+func (s *Store) addEach(entries []entry) (b *batch) {
+	for i := range entries {
+		b = s.openBatch()
+		rows, size := b.rows, b.bytes
+		b.add(&entries[i])
+		s.queued += b.rows - rows
+		s.queuedBytes += b.bytes - size
+	}
+	return b
 }
 
 // openBatch returns the batch that takes rows now. s.mu is held.
@@ -219,7 +247,10 @@ func (b *batch) addToGroup(en *entry) {
 		b.groups[string(en.group)] = g
 		b.grow(len(en.policy))
 	}
-	g.total++
+	g.records++
+	if !en.uncounted {
+		g.total++
+	}
 	g.required += en.required
 	g.failed += en.failed
 	g.proven = g.proven || en.groupProven
@@ -266,9 +297,10 @@ type writer struct {
 
 // cut counts what a bound has kept out.
 type cut struct {
-	records uint64 // whole messages and sessions
-	details uint64 // those of which only the total was counted
-	known   uint64 // domains
+	records   uint64 // whole messages and sessions
+	details   uint64 // those of which only the total was counted
+	known     uint64 // domains
+	positions uint64
 }
 
 // write adds the batch to the file, or returns errUnchanged if it is there already.
@@ -278,14 +310,18 @@ func (b *batch) write(tx *bolt.Tx, bounds bounds, known *known, frugal bool) (cu
 		groups: tx.Bucket(groupsBucket), rows: tx.Bucket(rowsBucket),
 	}
 	var err error
-	if w.usage, err = loadUsage(tx); err != nil {
+	if w.usage, err = loadUsage(tx, usageKey); err != nil {
 		return cut{}, err
 	}
 	// First: what it makes known is known to the rest of it.
 	if err := w.writeSeen(b.seen); err != nil {
 		return cut{}, err
 	}
-	if len(b.groups) == 0 && !known.changed {
+	var moved bool
+	if moved, w.cut.positions, err = writePositions(tx, b.positions); err != nil {
+		return cut{}, err
+	}
+	if len(b.groups) == 0 && !known.changed && !moved {
 		return w.cut, errUnchanged
 	}
 	for _, key := range slices.Sorted(maps.Keys(b.groups)) {
@@ -293,7 +329,7 @@ func (b *batch) write(tx *bolt.Tx, bounds bounds, known *known, frugal bool) (cu
 			return cut{}, err
 		}
 	}
-	return w.cut, w.usage.store(tx)
+	return w.cut, w.usage.store(tx, usageKey)
 }
 
 func (w *writer) writeSeen(seen map[string]sighting) error {
@@ -318,7 +354,7 @@ func (w *writer) writeGroup(key []byte, add *addition) error {
 		return err
 	}
 	if !found {
-		w.cut.records += add.total
+		w.cut.records += add.records
 		return nil
 	}
 	g.total += add.total
@@ -333,6 +369,10 @@ func (w *writer) writeGroup(key []byte, add *addition) error {
 	}
 	if err := w.writeRows(key, &g, add.rows); err != nil {
 		return err
+	}
+	if g.total == 0 && g.rows == 0 {
+		// Uncounted sessions without failures, or no room for these: nothing to report.
+		return errors.Join(w.groups.Delete(key), countGroup(w.tx, key, -1))
 	}
 	return w.groups.Put(key, g.encode())
 }

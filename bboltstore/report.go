@@ -262,7 +262,7 @@ func (s *Store) DropRows(ctx context.Context, groups []ruapost.Group) error {
 // dropChunk deletes at most chunk rows whose keys begin with prefix, and returns how
 // many. There may be more if it is chunk.
 func dropChunk(tx *bolt.Tx, prefix []byte) (n int, err error) {
-	u, err := loadUsage(tx)
+	u, err := loadUsage(tx, usageKey)
 	if err != nil {
 		return 0, err
 	}
@@ -278,7 +278,7 @@ func dropChunk(tx *bolt.Tx, prefix []byte) (n int, err error) {
 	if n == 0 {
 		return 0, nil
 	}
-	return n, u.store(tx)
+	return n, u.store(tx, usageKey)
 }
 
 // PutReport stores r in the place of what was stored under its ID.

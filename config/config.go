@@ -129,6 +129,29 @@ type TLSPolicy struct {
 	// AllowNetworks are those where MTA-STS policy hosts may be although they are not
 	// on the Internet.
 	AllowNetworks []netip.Prefix
+	// ReportTesting makes sessions with domains whose MTA-STS policy is in mode testing
+	// be reported under that policy.
+	ReportTesting bool
+	// DeferOnError makes mail wait if DNS or HTTPS trouble keeps a policy from being
+	// known; else smtp_tls_security_level decides.
+	DeferOnError bool
+	// Maillog are the sources of Postfix's log: "journal", or absolute paths.
+	Maillog []string
+	// Overrides are exceptions from what domains publish.
+	Overrides []TLSOverride
+}
+
+// TLSOverride is an exception for outbound mail to domains: a name is that domain alone,
+// one with a dot before it all names below it.
+type TLSOverride struct {
+	Domains []string
+	// Level, unless it is empty, is the level that Postfix gets whatever the domain
+	// publishes: none, may, encrypt, dane, dane-only or secure.
+	Level string
+	// IgnoreSTS and IgnoreDANE say that the domain counts as one without.
+	IgnoreSTS, IgnoreDANE bool
+	// NoReport says that sessions with the domain are not reported to it.
+	NoReport bool
 }
 
 // Reporter is what the reporter needs to know.

@@ -106,6 +106,15 @@ list_id = "Some.List.example"
 recipient = "here.example"
 type = "mailing_list"
 comment = "known list"
+
+[[tls_override]]
+domain = "A.example"
+level = "encrypt"
+
+[[tls_override]]
+domain = ["b.example", ".Bücher.example"]
+ignore = ["sts", "dane"]
+report = "no"
 `
 	got, err := parse("ruapost.toml", text, testHost)
 	if err != nil {
@@ -141,7 +150,16 @@ comment = "known list"
 				},
 			},
 		},
-		TLSPolicy: TLSPolicy{Listen: []Listen{{"tcp", "127.0.0.1:8891"}}, AllowNetworks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}},
+		TLSPolicy: TLSPolicy{
+			Listen:        []Listen{{"tcp", "127.0.0.1:8891"}},
+			AllowNetworks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
+			ReportTesting: true, DeferOnError: true,
+			Maillog: []string{"journal", "/var/log/mail.log"},
+			Overrides: []TLSOverride{
+				{Domains: []string{"a.example"}, Level: "encrypt"},
+				{Domains: []string{"b.example", ".xn--bcher-kva.example"}, IgnoreSTS: true, IgnoreDANE: true, NoReport: true},
+			},
+		},
 		Reporter:  Reporter{"dmarc-noreply@xn--bcher-kva.example", []string{"/usr/lib/sendmail"}, "rfc7489", "/srv/outbox"},
 		DKIM:      DKIM{"example.org", "a.b", "/etc/key.pem"},
 		Metrics:   Metrics{Listen{"tcp", "[::1]:9184"}, Listen{"tcp", "[::1]:9185"}},
@@ -179,19 +197,19 @@ func TestErrors(t *testing.T) {
 
 		{
 			"unknown key of the top level", "org = \"x\"\n",
-			`f.toml:1: org: unknown key; expected one of [dkim], [dns], [metrics], [milter], [reporter], [store], [tlspolicy], org_name, override, report_domain`,
+			`f.toml:1: org: unknown key; expected one of [dkim], [dns], [metrics], [milter], [reporter], [store], [tlspolicy], org_name, override, report_domain, tls_override`,
 		},
 		{
 			"unknown section", "[milters]\nlisten = []\n",
-			`f.toml:1: milters: unknown key; expected one of [dkim], [dns], [metrics], [milter], [reporter], [store], [tlspolicy], org_name, override, report_domain`,
+			`f.toml:1: milters: unknown key; expected one of [dkim], [dns], [metrics], [milter], [reporter], [store], [tlspolicy], org_name, override, report_domain, tls_override`,
 		},
 		{
 			"unknown section of dotted keys", "org_name = \"x\"\nmilters.listen = []\n",
-			`f.toml:2: milters: unknown key; expected one of [dkim], [dns], [metrics], [milter], [reporter], [store], [tlspolicy], org_name, override, report_domain`,
+			`f.toml:2: milters: unknown key; expected one of [dkim], [dns], [metrics], [milter], [reporter], [store], [tlspolicy], org_name, override, report_domain, tls_override`,
 		},
 		{"unknown key of a section", "\n[dkim]\n\nkey = \"x\"\n", `f.toml:4: dkim.key: unknown key; expected one of domain, key_file, selector`},
 		{"keys match their case", "[dkim]\nDomain = \"x\"\n", `f.toml:2: dkim.Domain: unknown key; expected one of domain, key_file, selector`},
-		{"not built yet", "[tlspolicy]\nmaillog = [\"journal\"]\n", `f.toml:2: tlspolicy.maillog: unknown key; expected one of allow_networks, listen, tlsrpt`},
+		{"not built yet", "[reporter]\nmin_interval = \"1h\"\n", `f.toml:2: reporter.min_interval: unknown key; expected one of format, from, outbox, sendmail`},
 		{"section that is none", "milter = \"x\"\n", `f.toml:1: milter: not a section; expected a line [milter] and its keys below`},
 		{"section that is a list", "[[milter]]\n", `f.toml:1: milter: not a section; expected a line [milter] and its keys below`},
 		{"table for a value", "[store.path]\nx = 1\n", `f.toml:1: store.path: a table; expected an absolute path`},
@@ -237,11 +255,17 @@ func TestErrors(t *testing.T) {
 		{"override no list", "override = 1\n", `f.toml:1: override: 1 is a number; expected sections [[override]] with the keys source, dkim, spf, list_id, recipient, type and comment`},
 		{"override empty", "[[override]]\ntype = 'other'\n", `f.toml:1: override: section 1: it would match every message; expected at least one of source, dkim, spf, list_id, recipient`},
 		{"override forgeable", "[[override]]\nlist_id = 'a.example'\nrecipient = 'b.example'\n", `f.toml:1: override: section 1: anybody can write a List-Id; expected source, dkim or spf beside list_id`},
-		{"override key", "[[override]]\nfrom = 'other'\n", `f.toml:1: override: section 1: unknown key "from"; expected one of source, dkim, spf, list_id, recipient, type, comment`},
+		{"override key", "[[override]]\nfrom = 'other'\n", `f.toml:1: override: section 1: unknown key "from"; expected one of comment, dkim, list_id, recipient, source, spf, type`},
 		{"override network", "[[override]]\ndkim = 'a.example'\n[[override]]\nsource = '192.0.2.1/24'\n", `f.toml:3: override: section 2: source: "192.0.2.1/24": address inside the network 192.0.2.0/24; expected a list of networks such as "192.0.2.0/24" or "2001:db8::/32"`},
 		{"override type", "[[override]]\ndkim = 'a.example'\ntype = 'sampled_out'\n", `f.toml:1: override: section 1: type: "sampled_out": not supported; expected "local_policy", "trusted_forwarder", "mailing_list", "forwarded" or "other"`},
 		{"override list address", "[[override]]\nlist_id = 'users@a.example'\n", `f.toml:1: override: section 1: list_id: "users@a.example": not a list identifier; expected a list of list identifiers such as "list.example.org", without angle brackets`},
 		{"override list", "[[override]]\nlist_id = '<a.example>'\n", `f.toml:1: override: section 1: list_id: "<a.example>": not a list identifier; expected a list of list identifiers such as "list.example.org", without angle brackets`},
+		{"maillog", "[tlspolicy]\nmaillog = ['syslog']\n", `f.toml:2: tlspolicy.maillog: "syslog": not an absolute path; expected a list of "journal", or absolute paths of log files`},
+		{"tls_override for nothing", "[[tls_override]]\nlevel = 'may'\n", `f.toml:1: tls_override: section 1: it would be for no domain; expected domain`},
+		{"tls_override without effect", "[[tls_override]]\ndomain = 'a.example'\nreport = 'yes'\n", `f.toml:1: tls_override: section 1: it would change nothing; expected level, ignore or report = "no"`},
+		{"tls_override with both", "[[tls_override]]\ndomain = 'a.example'\nlevel = 'may'\nignore = ['sts']\n", `f.toml:1: tls_override: section 1: what a domain publishes has no say beside a level; expected either level or ignore`},
+		{"tls_override level", "[[tls_override]]\ndomain = 'a.example'\nlevel = 'verify'\n", `f.toml:1: tls_override: section 1: level: "verify": not supported; expected "none", "may", "encrypt", "dane", "dane-only" or "secure"`},
+		{"tls_override domain", "[[tls_override]]\ndomain = '[a.example]'\n", `f.toml:1: tls_override: section 1: domain: not a domain name: character '[': "[a.example]"; expected a list of domains such as "example.org", or ".example.org" for all names below it`},
 		{
 			"no network", "[milter]\ntrusted_networks = [\"10/8\"]\n",
 			`f.toml:2: milter.trusted_networks: "10/8": not a network; expected a list of networks such as "192.0.2.0/24" or "2001:db8::/32"`,
@@ -447,8 +471,10 @@ func TestExample(t *testing.T) {
 	for _, e := range entries {
 		delete(left, e.key)
 	}
-	if strings.Contains(text, "\n#[[override]]\n") {
-		delete(left, "override")
+	for _, several := range []string{"override", "tls_override"} {
+		if strings.Contains(text, "\n#[["+several+"]]\n") {
+			delete(left, several)
+		}
 	}
 	for key := range left {
 		t.Errorf("%s is not in the example", key)

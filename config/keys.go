@@ -65,11 +65,15 @@ func (c *Config) keys() map[string]setter {
 		"milter.budget":               one(&c.Milter.Budget, `a time from "1s" to "40s"`, timeBetween(minBudget, maxBudget)),
 		"milter.trusted_networks":     list(&c.Milter.TrustedNetworks, 0, networks, parseNetwork),
 
-		"override": c.Milter.setOverrides,
+		"override":     c.Milter.setOverrides,
+		"tls_override": c.TLSPolicy.setOverrides,
 
 		"tlspolicy.listen":         list(&c.TLSPolicy.Listen, 1, sockets, ParseListen),
 		"tlspolicy.tlsrpt":         one(&c.TLSPolicy.TLSRPT, `a socket "unix:/PATH", or "" for none`, optional(parseUnix)),
 		"tlspolicy.allow_networks": list(&c.TLSPolicy.AllowNetworks, 0, networks, parseNetwork),
+		"tlspolicy.testing_mode":   one(&c.TLSPolicy.ReportTesting, `"off" or "report"`, choice("off", "report")),
+		"tlspolicy.on_error":       one(&c.TLSPolicy.DeferOnError, `"open" or "defer"`, choice("open", "defer")),
+		"tlspolicy.maillog":        list(&c.TLSPolicy.Maillog, 0, `"journal", or absolute paths of log files`, parseMaillog),
 
 		"reporter.from":     one(&c.Reporter.From, `a mail address such as "reports@example.org"`, parseAddress),
 		"reporter.sendmail": command(&c.Reporter.Sendmail),
@@ -315,6 +319,14 @@ func parseNetwork(s string) (netip.Prefix, error) {
 		return netip.Prefix{}, fmt.Errorf("address inside the network %s", network.Masked())
 	}
 	return network, nil
+}
+
+// parseMaillog accepts a source of Postfix's log.
+func parseMaillog(s string) (string, error) {
+	if s == "journal" {
+		return s, nil
+	}
+	return parsePath(s)
 }
 
 func parseUnix(s string) (Listen, error) {

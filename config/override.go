@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -13,24 +14,87 @@ import (
 const maxOverrides = 1000
 
 // setOverrides is the setter of [[override]].
-func (m *Milter) setOverrides(value any) error {
-	const expected = `sections [[override]] with the keys source, dkim, spf, list_id, recipient, type and comment`
+func (m *Milter) setOverrides(value any) (err error) {
+	m.Overrides, err = sectionList(value, "override", "source, dkim, spf, list_id, recipient, type and comment", parseOverride)
+	return err
+}
+
+// setOverrides is the setter of [[tls_override]].
+func (t *TLSPolicy) setOverrides(value any) (err error) {
+	t.Overrides, err = sectionList(value, "tls_override", "domain, level, ignore and report", parseTLSOverride)
+	return err
+}
+
+// sectionList returns what sections that may stand several times say.
+func sectionList[T any](value any, name, keys string, parse func(table map[string]any) (T, error)) ([]T, error) {
 	tables, ok := value.([]map[string]any)
 	if !ok {
-		return fmt.Errorf("%s; expected %s", describe(value), expected)
+		return nil, fmt.Errorf("%s; expected sections [[%s]] with the keys %s", describe(value), name, keys)
 	}
 	if len(tables) > maxOverrides {
-		return fmt.Errorf("%d sections; expected at most %d", len(tables), maxOverrides)
+		return nil, fmt.Errorf("%d sections; expected at most %d", len(tables), maxOverrides)
 	}
-	m.Overrides = nil
+	var all []T
 	for i, table := range tables {
-		o, err := parseOverride(table)
+		one, err := parse(table)
 		if err != nil {
-			return fmt.Errorf("section %d: %w", i+1, err)
+			return nil, fmt.Errorf("section %d: %w", i+1, err)
 		}
-		m.Overrides = append(m.Overrides, o)
+		all = append(all, one)
+	}
+	return all, nil
+}
+
+// setTable has the setters take what a section says.
+func setTable(table map[string]any, keys map[string]setter) error {
+	for key, value := range table {
+		set, ok := keys[key]
+		if !ok {
+			return fmt.Errorf("unknown key %q; expected one of %s", ruapost.Clean(key, 100), strings.Join(slices.Sorted(maps.Keys(keys)), ", "))
+		}
+		if err := set(value); err != nil {
+			return fmt.Errorf("%s: %w", key, err)
+		}
 	}
 	return nil
+}
+
+func parseTLSOverride(table map[string]any) (TLSOverride, error) {
+	var o TLSOverride
+	var ignore []string
+	var report bool
+	err := setTable(table, map[string]setter{
+		"domain": oneOrMore(&o.Domains, `domains such as "example.org", or ".example.org" for all names below it`, parseDomainOrBelow),
+		"level": one(&o.Level, `"none", "may", "encrypt", "dane", "dane-only" or "secure"`,
+			word("none", "may", "encrypt", "dane", "dane-only", "secure")),
+		"ignore": oneOrMore(&ignore, `"sts", "dane" or both`, word("sts", "dane")),
+		"report": one(&report, `"yes" or "no"`, choice("no", "yes")),
+	})
+	if err != nil {
+		return o, err
+	}
+	o.IgnoreSTS, o.IgnoreDANE = slices.Contains(ignore, "sts"), slices.Contains(ignore, "dane")
+	_, set := table["report"]
+	o.NoReport = set && !report
+	switch {
+	case len(o.Domains) == 0:
+		return o, errors.New("it would be for no domain; expected domain")
+	case o.Level != "" && len(ignore) > 0:
+		return o, errors.New("what a domain publishes has no say beside a level; expected either level or ignore")
+	case o.Level == "" && len(ignore) == 0 && !o.NoReport:
+		return o, errors.New(`it would change nothing; expected level, ignore or report = "no"`)
+	}
+	return o, nil
+}
+
+// parseDomainOrBelow accepts a domain, or one with a dot before it for the names below.
+func parseDomainOrBelow(s string) (string, error) {
+	name, below := strings.CutPrefix(s, ".")
+	name, err := ruapost.ParseDomain(name)
+	if below {
+		name = "." + name
+	}
+	return name, err
 }
 
 func parseOverride(table map[string]any) (Override, error) {
@@ -45,14 +109,8 @@ func parseOverride(table map[string]any) (Override, error) {
 		"type":      one(&o.Type, `"local_policy", "trusted_forwarder", "mailing_list", "forwarded" or "other"`, parseOverrideType),
 		"comment":   one(&o.Comment, "a text of up to 200 octets", optional(parseName)),
 	}
-	for key, value := range table {
-		set, ok := keys[key]
-		if !ok {
-			return o, fmt.Errorf("unknown key %q; expected one of source, dkim, spf, list_id, recipient, type, comment", ruapost.Clean(key, 100))
-		}
-		if err := set(value); err != nil {
-			return o, fmt.Errorf("%s: %w", key, err)
-		}
+	if err := setTable(table, keys); err != nil {
+		return o, err
 	}
 	if len(o.Sources)+len(o.DKIM)+len(o.SPF)+len(o.ListIDs)+len(o.Recipients) == 0 {
 		return o, errors.New("it would match every message; expected at least one of source, dkim, spf, list_id, recipient")

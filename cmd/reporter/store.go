@@ -33,6 +33,9 @@ func storeStats(ctx context.Context, t *tools) error {
 		{st.Rows, "rows of these and of reports that are not composed"},
 		{st.RowBytes, "bytes of rows"},
 		{st.Reports, "reports, of which those done are kept for some days"},
+		{st.STSPolicies, "MTA-STS policies"},
+		{st.STSBytes, "bytes of these"},
+		{st.Positions, "logs whose position is kept"},
 	} {
 		fmt.Fprintf(w, "%d\t %s\n", line.n, line.what)
 	}

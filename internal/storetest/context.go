@@ -244,7 +244,12 @@ func testClose(t *testing.T, d *data) {
 		"DropRows":         s.DropRows(t.Context(), gs),
 		"PutReport":        s.PutReport(t.Context(), some),
 		"ForgetReport":     s.ForgetReport(t.Context(), "r1"),
+		"PutSTSPolicy":     s.PutSTSPolicy(t.Context(), policy("example.com", 1)),
 	}
+	_, calls["STSPolicy"] = s.STSPolicy(t.Context(), "example.com")
+	_, calls["STSPolicies"] = s.STSPolicies(t.Context(), "", 1)
+	_, calls["STSVersion"] = s.STSVersion(t.Context())
+	_, calls["DeleteSTSPolicies"] = s.DeleteSTSPolicies(t.Context(), []string{"example.com"})
 	_, calls["Groups"] = s.Groups(t.Context(), over)
 	_, calls["Reports"] = s.Reports(t.Context())
 	_, calls["Rows"] = list[ruapost.DMARCResult](t.Context(), s, gs[0].ID)

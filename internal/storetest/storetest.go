@@ -19,6 +19,11 @@
 // recorded: what a call has made known that returned before is known to it, whichever
 // process made it. Thirty days and ninety are meant to a day.
 //
+// A record call with a position has recorded its sessions and moved the position, or
+// neither; but a position finds no room if there are 64 sources already. MTA-STS policies
+// whose JSON form has up to 40 KiB are kept, 2,000 of them and 200 below a registered
+// name; larger ones may be refused, and from 1 MiB on must be.
+//
 // Any other call that returns nil has done what it says. One whose context ended
 // returns the context's error and may or may not have done it, but never half of
 // what must go together: a report is stored if and only if its groups are taken.
@@ -27,8 +32,10 @@
 package storetest
 
 import (
+	"context"
 	"testing"
 
+	"ruapost"
 	"ruapost/inbound"
 	"ruapost/outbound"
 	"ruapost/reporting"
@@ -40,9 +47,24 @@ type Store interface {
 	outbound.Recorder
 	reporting.Store
 	outbound.DestinationRecorder
+	policies
+	positions
 	// Close records what still waits and ends this access to the store; calls fail
 	// from then on. It may be called again.
 	Close() error
+}
+
+type policies interface {
+	STSPolicy(ctx context.Context, domain string) (*ruapost.STSPolicy, error)
+	STSPolicies(ctx context.Context, after string, most int) ([]ruapost.STSPolicy, error)
+	PutSTSPolicy(ctx context.Context, p ruapost.STSPolicy) error
+	DeleteSTSPolicies(ctx context.Context, domains []string) (int, error)
+	STSVersion(ctx context.Context) (uint64, error)
+}
+
+type positions interface {
+	RecordSessionsAt(ctx context.Context, sessions []ruapost.Session, at ruapost.Position) error
+	Position(ctx context.Context, source string) (string, error)
 }
 
 // Open returns a new access to the store whose data is in the folder dir, which is
@@ -72,6 +94,25 @@ func Run(t *testing.T, open Open) {
 		{"known/hostile", testKnownHostile},
 		{"known/ended", testKnownEnded},
 		{"totals of sessions", testSessionTotals},
+		{"uncounted", testUncounted},
+		{"uncounted/alone", testUncountedAlone},
+		{"policies/none", testSTSNone},
+		{"policies/every field", testSTSEveryField},
+		{"policies/replaced", testSTSReplaced},
+		{"policies/pages", testSTSPages},
+		{"policies/many", testSTSMany},
+		{"policies/delete", testSTSDelete},
+		{"policies/version", testSTSVersion},
+		{"policies/concurrent", testSTSConcurrent},
+		{"policies/ended", testSTSEnded},
+		{"policies/hostile", testSTSHostile},
+		{"position", testPosition},
+		{"position/without sessions", testPositionWithoutSessions},
+		{"position/of many", testPositionOfMany},
+		{"position/bounds", testPositionBounds},
+		{"position/concurrent", testPositionConcurrent},
+		{"position/ended", testPositionEnded},
+		{"position/hostile", testPositionHostile},
 		{"windows", testWindows},
 		{"windows/lengths", testIntervals},
 		{"windows/lengths before", testIntervalsBefore},
