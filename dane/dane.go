@@ -28,6 +28,7 @@ const MaxHosts = 8
 type Resolver interface {
 	LookupMX(ctx context.Context, name string) (mxs []resolver.MX, authentic bool, err error)
 	LookupIP(ctx context.Context, name string) (ips []netip.Addr, cname []string, authentic bool, err error)
+	LookupCNAME(ctx context.Context, name string) (target string, authentic bool, err error)
 	LookupTLSA(ctx context.Context, name string) (tlsa []resolver.TLSA, authentic bool, err error)
 }
 
@@ -53,17 +54,23 @@ type Host struct {
 	// delivered to.
 	Addrs []netip.Addr
 	// Secure tells whether the addresses, and all aliases that led to them, are
-	// authentic. Only then is a TLSA record looked for (RFC 7672 2.2.2).
+	// authentic.
 	Secure bool
 	// TLSABase is the name that the TLSA records are for, without _25._tcp: Name,
 	// or what it is an alias for. It is empty if there are no authentic ones.
 	TLSABase string
-	// TLSA are the authentic TLSA records that can be used; Unusable counts the
-	// others (RFC 7672 2.2).
-	TLSA     []resolver.TLSA
-	Unusable int
-	// Err is why this is not known: that a lookup failed, for TLSA records if
-	// Secure is set, else for addresses.
+	// Records are the authentic TLSA records, in the order of the answer. TLSA are
+	// those of them that can be used. Of the others, which make TLS mandatory all the
+	// same (RFC 7672 2.2), Malformed counts those whose data is not what they say it
+	// is, and Unusable those that are well-formed, but of a usage, selector or
+	// matching type that is unknown or has no meaning in SMTP.
+	Records   []resolver.TLSA
+	TLSA      []resolver.TLSA
+	Unusable  int
+	Malformed int
+	// Err is why this is not known: that a lookup failed, for addresses if there are
+	// none, else for TLSA records. resolver.IsServerFailure tells whether a server
+	// said so.
 	Err error
 }
 
@@ -126,17 +133,10 @@ func (h *Host) lookup(ctx context.Context, r Resolver) {
 		return
 	}
 	h.Addrs, h.Secure = addrs, secure
-	if !secure {
-		// If the addresses are insecure only because of what the name is an alias
-		// for, RFC 7672 2.2.2 would still have the name itself tried. Postfix does
-		// not, so that records found there must not lead to dane-only.
+	bases, err := h.bases(ctx, r, aliases)
+	if err != nil {
+		h.Err = err
 		return
-	}
-	// The end of the aliases is tried first, then the name itself, never what is
-	// between them (RFC 7672 2.2.2).
-	bases := []string{h.Name}
-	if len(aliases) > 0 {
-		bases = []string{aliases[len(aliases)-1], h.Name}
 	}
 	for _, base := range bases {
 		records, secure, err := r.LookupTLSA(ctx, "_25._tcp."+base)
@@ -152,32 +152,50 @@ func (h *Host) lookup(ctx context.Context, r Resolver) {
 	}
 }
 
+// bases returns the names to look for TLSA records at (RFC 7672 2.2.2), most of the
+// time one: the host's. For an alias, what it leads to in the end is tried first, then
+// the name itself, never what is between them. If the end is not authentic, but the
+// first alias is, the name itself can still have records.
+func (h *Host) bases(ctx context.Context, r Resolver, aliases []string) ([]string, error) {
+	switch {
+	case h.Secure && len(aliases) > 0:
+		return []string{aliases[len(aliases)-1], h.Name}, nil
+	case h.Secure:
+		return []string{h.Name}, nil
+	case len(aliases) > 0:
+		_, secure, err := r.LookupCNAME(ctx, h.Name)
+		if err == nil && secure {
+			return []string{h.Name}, nil
+		}
+		return nil, err // RFC 7672 2.1.2 holds for this lookup, too
+	}
+	return nil, nil
+}
+
 func (h *Host) setTLSA(records []resolver.TLSA) {
+	h.Records = records
 	for _, t := range records {
-		if usable(t) {
-			h.TLSA = append(h.TLSA, t)
-		} else {
+		switch {
+		case !wellFormed(t):
+			h.Malformed++
+		case !usable(t):
 			h.Unusable++
+		default:
+			h.TLSA = append(h.TLSA, t)
 		}
 	}
 }
 
-// usable tells whether Postfix can authenticate a server by t (RFC 6698 4.1). The
-// usages 0 and 1 need a set of CAs that both sides agree on; in SMTP there is none
-// (RFC 7672 3.1.3).
-func usable(t resolver.TLSA) bool {
-	if t.Usage != 2 && t.Usage != 3 { // DANE-TA, DANE-EE
-		return false
-	}
-	if t.Selector > 1 {
-		return false
-	}
+// wellFormed tells whether t's data is what its selector and matching type say. If one
+// of those is unknown, so is what the data should be.
+func wellFormed(t resolver.TLSA) bool {
 	switch t.MatchingType {
 	case 0: // all of it
 		var err error
-		if t.Selector == 0 {
+		switch t.Selector {
+		case 0:
 			_, err = x509.ParseCertificate(t.Data)
-		} else {
+		case 1:
 			_, err = x509.ParsePKIXPublicKey(t.Data)
 		}
 		return err == nil
@@ -186,5 +204,13 @@ func usable(t resolver.TLSA) bool {
 	case 2: // SHA-512
 		return len(t.Data) == 64
 	}
-	return false
+	return true
+}
+
+// usable tells whether a server can be authenticated by records like t (RFC 6698 4.1).
+// The usages 0 and 1 need a set of CAs that both sides agree on; in SMTP there is none
+// (RFC 7672 3.1.3).
+func usable(t resolver.TLSA) bool {
+	return (t.Usage == 2 || t.Usage == 3) && // DANE-TA, DANE-EE
+		t.Selector <= 1 && t.MatchingType <= 2
 }

@@ -10,6 +10,7 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"maps"
 	"math/big"
 	"net/netip"
 	"slices"
@@ -53,6 +54,9 @@ func describe(h Host) string {
 	if h.TLSABase != "" {
 		s += fmt.Sprintf(" base=%s tlsa=%d unusable=%d", h.TLSABase, len(h.TLSA), h.Unusable)
 	}
+	if h.Malformed > 0 {
+		s += fmt.Sprintf(" malformed=%d", h.Malformed)
+	}
 	if h.Err != nil {
 		s += " failed"
 	}
@@ -70,6 +74,8 @@ func TestLookup(t *testing.T) {
 		aT    = "_25._tcp.a.mx.test." + usableRR
 		bT    = "_25._tcp.b.mx.test." + usableRR
 		bPKIX = "_25._tcp.b.mx.test. 300 IN TLSA 1 1 1 " + digest256 + "\n"
+		bCut  = "_25._tcp.b.mx.test. 300 IN TLSA 3 1 1 0123\n"
+		alias = "mx.d.test. 300 IN CNAME a.mx.test.\n"
 	)
 	tests := []struct {
 		name     string
@@ -123,6 +129,19 @@ func TestLookup(t *testing.T) {
 			level: LevelDANE,
 		},
 		{
+			name: "7672 2.2, 6698 4.1: one host with only malformed and unusable records", zone: twoMX + aA + bA + aT + bCut + bPKIX, secure: true,
+			hosts: []string{
+				"a.mx.test addrs=1 secure base=a.mx.test tlsa=1 unusable=0",
+				"b.mx.test addrs=1 secure base=b.mx.test tlsa=0 unusable=1 malformed=1",
+			},
+			level: LevelDANE,
+		},
+		{
+			name: "7672 2.2, 6698 4.1: only malformed records make TLS mandatory", zone: "d.test. 300 IN MX 10 b.mx.test.\n" + bA + bCut, secure: true,
+			hosts: []string{"b.mx.test addrs=1 secure base=b.mx.test tlsa=0 unusable=0 malformed=1"},
+			level: LevelDANE, enforce: new(LevelNone),
+		},
+		{
 			name: "7672 2.2: insecure TLSA answer is none", zone: oneMX + mxA + mxT, insecure: []string{"_tcp.mx.d.test"}, secure: true,
 			hosts: []string{"mx.d.test addrs=1 secure"},
 			level: LevelNone,
@@ -163,6 +182,17 @@ func TestLookup(t *testing.T) {
 			level: LevelNone,
 		},
 		{
+			name: "7672 2.2.1: implicit MX is an alias", zone: "d.test. 300 IN CNAME a.mx.test.\n" + aA + aT, secure: true,
+			hosts: []string{"d.test addrs=1 secure base=a.mx.test tlsa=1 unusable=0"},
+			level: LevelDANEOnly,
+		},
+		{
+			name: "7672 2.2.1: implicit MX is an alias with an insecure end", zone: "d.test. 300 IN CNAME a.mx.test.\n" + aA + "_25._tcp.d.test." + usableRR,
+			insecure: []string{"a.mx.test"}, secure: false, // the denial of MX is that of the alias's target
+			hosts: []string{"d.test addrs=1 base=d.test tlsa=1 unusable=0"},
+			level: LevelDANE, enforce: new(LevelNone),
+		},
+		{
 			name: "domain does not exist", zone: "other.test. 300 IN A 192.0.2.1\n", secure: true,
 			hosts: []string{"d.test addrs=0"},
 			level: LevelNone,
@@ -176,6 +206,32 @@ func TestLookup(t *testing.T) {
 			name: "5321 5.1: MX that names no host is no implicit MX", zone: "d.test. 300 IN MX 0 192.0.2.1.\nd.test. 300 IN A 192.0.2.1\n_25._tcp.d.test." + usableRR, secure: true,
 			level: LevelNone,
 			asked: []string{},
+		},
+		{
+			name: "7672 2.2: MX that names an address, beside a host", zone: "d.test. 300 IN MX 5 192.0.2.1.\n" + oneMX + mxA + mxT, secure: true,
+			hosts: []string{"mx.d.test addrs=1 secure base=mx.d.test tlsa=1 unusable=0"},
+			level: LevelDANEOnly,
+		},
+		{
+			name: "7672 2.2.2: IPv6 alone", zone: "d.test. 300 IN MX 10 b.mx.test.\n" + bA + bT, secure: true,
+			hosts: []string{"b.mx.test addrs=1 secure base=b.mx.test tlsa=1 unusable=0"},
+			level: LevelDANEOnly,
+		},
+		{
+			name: "7672 2.2.2, 4592: wildcards give TLSA and addresses", zone: "d.test. 300 IN MX 10 mx.wild.test.\n*.wild.test. 300 IN A 192.0.2.1\n*.wild.test." + usableRR, secure: true,
+			hosts: []string{"mx.wild.test addrs=1 secure base=mx.wild.test tlsa=1 unusable=0"},
+			level: LevelDANEOnly,
+		},
+		{
+			name: "4592: wildcard without TLSA makes the TLSA name exist", zone: "d.test. 300 IN MX 10 mx.wild.test.\n*.wild.test. 300 IN A 192.0.2.1\n", secure: true,
+			hosts: []string{"mx.wild.test addrs=1 secure"},
+			level: LevelNone,
+		},
+		{
+			name: "7672 2.2.2, 4592: wildcard alias, at the TLSA name, too", zone: "d.test. 300 IN MX 10 mx.wild.test.\n*.wild.test. 300 IN CNAME a.mx.test.\n" + aA + aT, secure: true,
+			hosts: []string{"mx.wild.test addrs=1 secure base=a.mx.test tlsa=1 unusable=0"},
+			level: LevelDANEOnly,
+			asked: []string{"_25._tcp.a.mx.test. TLSA"},
 		},
 		{
 			name: "same host twice", zone: oneMX + "d.test. 300 IN MX 20 MX.d.test.\n" + mxA + mxT, secure: true,
@@ -193,6 +249,15 @@ func TestLookup(t *testing.T) {
 		},
 		{
 			name: "7672 2.2.2: host without addresses", zone: twoMX + aA + aT + bT, secure: true,
+			hosts: []string{
+				"a.mx.test addrs=1 secure base=a.mx.test tlsa=1 unusable=0",
+				"b.mx.test addrs=0",
+			},
+			level: LevelDANEOnly,
+			asked: []string{"_25._tcp.a.mx.test. TLSA"},
+		},
+		{
+			name: "7672 2.2.2: host that does not exist", zone: twoMX + aA + aT, secure: true,
 			hosts: []string{
 				"a.mx.test addrs=1 secure base=a.mx.test tlsa=1 unusable=0",
 				"b.mx.test addrs=0",
@@ -220,11 +285,43 @@ func TestLookup(t *testing.T) {
 			level: LevelDANEOnly,
 		},
 		{
-			name: "alias with an insecure end: Postfix has no DANE for it",
-			zone: oneMX + "mx.d.test. 300 IN CNAME a.mx.test.\n" + aA + aT + mxT, insecure: []string{"a.mx.test"}, secure: true,
+			name: "7672 2.2.2: alias with an insecure end, TLSA at the name alone",
+			zone: oneMX + alias + aA + aT + mxT, insecure: []string{"a.mx.test"}, secure: true,
+			hosts: []string{"mx.d.test addrs=1 base=mx.d.test tlsa=1 unusable=0"},
+			level: LevelDANEOnly,
+			asked: []string{"_25._tcp.mx.d.test. TLSA"},
+		},
+		{
+			name: "7672 2.2.2: alias with an insecure link between, TLSA at the name alone",
+			zone: oneMX + "mx.d.test. 300 IN CNAME m.test.\nm.test. 300 IN CNAME a.mx.test.\n" + aA + aT + mxT, insecure: []string{"m.test"}, secure: true,
+			hosts: []string{"mx.d.test addrs=1 base=mx.d.test tlsa=1 unusable=0"},
+			level: LevelDANEOnly,
+			asked: []string{"_25._tcp.mx.d.test. TLSA"},
+		},
+		{
+			name: "7672 2.2.2: alias with an insecure end, no TLSA at the name",
+			zone: oneMX + alias + aA + aT, insecure: []string{"a.mx.test"}, secure: true,
 			hosts: []string{"mx.d.test addrs=1"},
 			level: LevelNone,
+			asked: []string{"_25._tcp.mx.d.test. TLSA"},
+		},
+		{
+			name: "7672 2.2.2: insecure alias", zone: "d.test. 300 IN MX 10 mx.e.test.\nmx.e.test. 300 IN CNAME a.mx.test.\n" + aA + aT + "_25._tcp.mx.e.test." + usableRR,
+			insecure: []string{"e.test"}, secure: true,
+			hosts: []string{"mx.e.test addrs=1"},
+			level: LevelNone,
 			asked: []string{},
+		},
+		{
+			name: "7672 2.1.2, 2.2.2: alias with an insecure end, TLSA lookup at the name fails",
+			zone: oneMX + alias + aA, insecure: []string{"a.mx.test"}, fail: []string{"_25._tcp.mx.d.test"}, secure: true,
+			hosts: []string{"mx.d.test addrs=1 failed"},
+			level: LevelDANE, enforce: new(LevelDANEOnly),
+		},
+		{
+			name: "7672 2.1.3: loop of aliases is a failure", zone: oneMX + "mx.d.test. 300 IN CNAME m.test.\nm.test. 300 IN CNAME mx.d.test.\n", secure: true,
+			hosts: []string{"mx.d.test addrs=0 failed"},
+			level: LevelNone,
 		},
 		{
 			name: "7672 2.2.3: alias at the TLSA name keeps the base domain",
@@ -277,6 +374,15 @@ func TestLookup(t *testing.T) {
 			name: "failing address lookup of the only host", zone: oneMX + mxT, fail: []string{"mx.d.test"}, secure: true,
 			hosts: []string{"mx.d.test addrs=0 failed"},
 			level: LevelNone, // an MTA-STS policy holds
+		},
+		{
+			name: "7672 2.1.2: failing zone of the most preferred host spoils no other", zone: twoMX + bA + bT, fail: []string{"a.mx.test", "_25._tcp.a.mx.test"}, secure: true,
+			hosts: []string{
+				"a.mx.test addrs=0 failed",
+				"b.mx.test addrs=1 secure base=b.mx.test tlsa=1 unusable=0",
+			},
+			level: LevelDANE,
+			asked: []string{"_25._tcp.b.mx.test. TLSA"}, // RFC 7672 2.2.2: addresses first
 		},
 		{
 			name: "failing address lookup of one host: not all are known", zone: twoMX + aA + aT, fail: []string{"b.mx.test"}, secure: true,
@@ -335,7 +441,7 @@ func tlsaQueries(server *dnstest.Server) []string {
 func TestLookupErrors(t *testing.T) {
 	server, r := start(t)
 	server.SetRcode("d.test", dns.RcodeServerFailure)
-	if result, err := Lookup(t.Context(), r, "d.test"); !resolver.IsTemporary(err) {
+	if result, err := Lookup(t.Context(), r, "d.test"); !resolver.IsTemporary(err) || !resolver.IsServerFailure(err) {
 		t.Errorf("MX fails: %v, error %v", result, err)
 	}
 	server.Queries()
@@ -347,11 +453,32 @@ func TestLookupErrors(t *testing.T) {
 	}
 }
 
-// A host whose name servers never answer takes time, but spoils no other host.
-func TestLookupSilence(t *testing.T) {
+// RFC 7672 2.1.1: NXDOMAIN is an answer, silence and SERVFAIL are failures; RFC 8460 4.3:
+// only the latter is a matter of DNSSEC. A host whose name servers never answer takes
+// time, but spoils no other host.
+func TestLookupFailures(t *testing.T) {
 	server, _ := start(t)
-	server.Add("d.test. 300 IN MX 10 a.test.\nd.test. 300 IN MX 10 b.test.\na.test. 300 IN A 192.0.2.1\nb.test. 300 IN A 192.0.2.2\n_25._tcp.a.test." + usableRR)
-	server.SetRcode("_25._tcp.b.test", -1)
+	for i, name := range []string{"good", "denied", "servfail", "silent", "badalias", "noaddress"} {
+		server.Add(fmt.Sprintf("d.test. 300 IN MX %d %s.test.\n", i, name))
+		if name != "noaddress" && name != "badalias" {
+			server.Add(name + ".test. 300 IN A 192.0.2.1\n")
+		}
+	}
+	server.Add("badalias.test. 300 IN CNAME insecure.test.\ninsecure.test. 300 IN A 192.0.2.1\n_25._tcp.badalias.test." + usableRR)
+	server.Add("_25._tcp.good.test." + usableRR)
+	server.SetInsecure("insecure.test")
+	server.SetRcode("_25._tcp.servfail.test", dns.RcodeServerFailure)
+	server.SetRcode("_25._tcp.silent.test", -1)
+	server.SetRcode("noaddress.test", -1)
+	server.Handle(func(w dns.ResponseWriter, q *dns.Msg) bool {
+		if q.Question[0].Qtype != dns.TypeCNAME {
+			return false
+		}
+		m := new(dns.Msg)
+		m.SetRcode(q, dns.RcodeServerFailure)
+		w.WriteMsg(m)
+		return true
+	})
 	r, err := resolver.New(resolver.Config{Servers: []string{server.Addr}, Timeout: 200 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
@@ -361,14 +488,49 @@ func TestLookupSilence(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a := describe(result.Hosts[0]); a != "a.test addrs=1 secure base=a.test tlsa=1 unusable=0" {
-		t.Error(a)
+	want := []string{
+		"good.test addrs=1 secure base=good.test tlsa=1 unusable=0",
+		"denied.test addrs=1 secure",
+		"servfail.test addrs=1 secure failed",
+		"silent.test addrs=1 secure failed",
+		"badalias.test addrs=1 failed", // whether the alias is secure cannot be told
+		"noaddress.test addrs=0 failed",
 	}
-	if b := result.Hosts[1]; !resolver.IsTemporary(b.Err) || !b.Secure {
-		t.Errorf("%s: error %v", describe(b), b.Err)
+	var hosts []string
+	for _, h := range result.Hosts {
+		hosts = append(hosts, describe(h))
+		isFailure := h.Name == "servfail.test" || h.Name == "badalias.test"
+		if h.Err != nil && !resolver.IsTemporary(h.Err) || resolver.IsServerFailure(h.Err) != isFailure {
+			t.Errorf("%s: error %v", h.Name, h.Err)
+		}
+	}
+	if !slices.Equal(hosts, want) {
+		t.Errorf("hosts\n%s\nwant\n%s", strings.Join(hosts, "\n"), strings.Join(want, "\n"))
 	}
 	if level := result.Level(false); level != LevelDANE {
 		t.Errorf("level %q", level)
+	}
+}
+
+// RFC 7672 2.1.2 holds for the lookup that tells whether an alias is secure, too.
+func TestLookupFailingAlias(t *testing.T) {
+	server, r := start(t)
+	server.Add("d.test. 300 IN MX 10 mx.d.test.\nmx.d.test. 300 IN CNAME a.test.\na.test. 300 IN A 192.0.2.1\n")
+	server.SetInsecure("a.test")
+	server.Handle(func(w dns.ResponseWriter, q *dns.Msg) bool {
+		m := new(dns.Msg)
+		m.SetRcode(q, dns.RcodeServerFailure)
+		if q.Question[0].Qtype == dns.TypeCNAME {
+			w.WriteMsg(m)
+		}
+		return q.Question[0].Qtype == dns.TypeCNAME
+	})
+	result, err := Lookup(t.Context(), r, "d.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, b := result.Level(false), result.Level(true); a != LevelDANE || b != LevelDANEOnly {
+		t.Errorf("levels %q and %q", a, b)
 	}
 }
 
@@ -397,6 +559,7 @@ func TestLookupPanic(t *testing.T) {
 	}
 }
 
+// RFC 7672 2.2.1: the hosts that are looked at are the most preferred ones.
 func TestLookupManyHosts(t *testing.T) {
 	server, r := start(t)
 	for i := range MaxHosts + 3 {
@@ -416,7 +579,7 @@ func TestLookupManyHosts(t *testing.T) {
 }
 
 // RFC 6698 4.1, RFC 7672 3.1.
-func TestUsable(t *testing.T) {
+func TestSetTLSA(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -431,35 +594,67 @@ func TestUsable(t *testing.T) {
 		t.Fatal(err)
 	}
 	d32, d64 := make([]byte, 32), make([]byte, 64)
+	const usable, unusable, malformed = "usable", "unusable", "malformed"
 	tests := []struct {
 		name string
 		tlsa resolver.TLSA
-		want bool
+		want string
 	}{
-		{"3 1 1", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 1, Data: d32}, true},
-		{"2 0 1", resolver.TLSA{Usage: 2, Selector: 0, MatchingType: 1, Data: d32}, true},
-		{"3 0 2", resolver.TLSA{Usage: 3, Selector: 0, MatchingType: 2, Data: d64}, true},
-		{"2 0 0", resolver.TLSA{Usage: 2, Selector: 0, MatchingType: 0, Data: cert}, true},
-		{"3 1 0", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 0, Data: spki}, true},
-		{"PKIX-TA", resolver.TLSA{Usage: 0, Selector: 1, MatchingType: 1, Data: d32}, false},
-		{"PKIX-EE", resolver.TLSA{Usage: 1, Selector: 1, MatchingType: 1, Data: d32}, false},
-		{"unknown usage", resolver.TLSA{Usage: 4, Selector: 1, MatchingType: 1, Data: d32}, false},
-		{"PrivCert", resolver.TLSA{Usage: 255, Selector: 1, MatchingType: 1, Data: d32}, false},
-		{"unknown selector", resolver.TLSA{Usage: 3, Selector: 2, MatchingType: 1, Data: d32}, false},
-		{"unknown matching type", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 3, Data: d64}, false},
-		{"SHA-256 too short", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 1, Data: d32[:31]}, false},
-		{"SHA-256 too long", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 1, Data: d64}, false},
-		{"SHA-512 too short", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 2, Data: d32}, false},
-		{"empty certificate", resolver.TLSA{Usage: 2, Selector: 0, MatchingType: 0}, false},
-		{"malformed certificate", resolver.TLSA{Usage: 2, Selector: 0, MatchingType: 0, Data: d32}, false},
-		{"key where the certificate should be", resolver.TLSA{Usage: 3, Selector: 0, MatchingType: 0, Data: spki}, false},
-		{"certificate where the key should be", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 0, Data: cert}, false},
+		{"3 1 1", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 1, Data: d32}, usable},
+		{"2 0 1", resolver.TLSA{Usage: 2, Selector: 0, MatchingType: 1, Data: d32}, usable},
+		{"3 0 2", resolver.TLSA{Usage: 3, Selector: 0, MatchingType: 2, Data: d64}, usable},
+		{"2 0 0", resolver.TLSA{Usage: 2, Selector: 0, MatchingType: 0, Data: cert}, usable},
+		{"3 1 0", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 0, Data: spki}, usable},
+		{"PKIX-TA", resolver.TLSA{Usage: 0, Selector: 1, MatchingType: 1, Data: d32}, unusable},
+		{"PKIX-EE", resolver.TLSA{Usage: 1, Selector: 1, MatchingType: 1, Data: d32}, unusable},
+		{"unknown usage", resolver.TLSA{Usage: 4, Selector: 1, MatchingType: 1, Data: d32}, unusable},
+		{"PrivCert", resolver.TLSA{Usage: 255, Selector: 1, MatchingType: 1, Data: d32}, unusable},
+		{"unknown selector", resolver.TLSA{Usage: 3, Selector: 2, MatchingType: 1, Data: d32}, unusable},
+		{"unknown matching type", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 3, Data: d64}, unusable},
+		{"PrivSel", resolver.TLSA{Usage: 3, Selector: 255, MatchingType: 1, Data: d32}, unusable},
+		{"PrivMatch", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 255, Data: d32[:1]}, unusable},
+		{"unknown selector, all of it", resolver.TLSA{Usage: 3, Selector: 2, MatchingType: 0, Data: d32}, unusable},
+		{"PKIX-EE with a certificate", resolver.TLSA{Usage: 1, Selector: 0, MatchingType: 0, Data: cert}, unusable},
+		{"PKIX-EE, SHA-256 too short", resolver.TLSA{Usage: 1, Selector: 1, MatchingType: 1, Data: d32[:31]}, malformed},
+		{"SHA-256, nothing", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 1}, malformed},
+		{"SHA-256 too short", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 1, Data: d32[:31]}, malformed},
+		{"SHA-256 too long", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 1, Data: d64}, malformed},
+		{"SHA-512 too short", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 2, Data: d32}, malformed},
+		{"empty certificate", resolver.TLSA{Usage: 2, Selector: 0, MatchingType: 0}, malformed},
+		{"certificate with something after it", resolver.TLSA{Usage: 2, Selector: 0, MatchingType: 0, Data: append(slices.Clone(cert), 0)}, malformed},
+		{"malformed certificate", resolver.TLSA{Usage: 2, Selector: 0, MatchingType: 0, Data: d32}, malformed},
+		{"key where the certificate should be", resolver.TLSA{Usage: 3, Selector: 0, MatchingType: 0, Data: spki}, malformed},
+		{"certificate where the key should be", resolver.TLSA{Usage: 3, Selector: 1, MatchingType: 0, Data: cert}, malformed},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			if got := usable(test.tlsa); got != test.want {
-				t.Errorf("usable is %v", got)
+			h := &Host{}
+			h.setTLSA([]resolver.TLSA{test.tlsa})
+			got := map[string]int{usable: len(h.TLSA), unusable: h.Unusable, malformed: h.Malformed}
+			want := map[string]int{usable: 0, unusable: 0, malformed: 0}
+			want[test.want] = 1
+			if !maps.Equal(got, want) || len(h.Records) != 1 {
+				t.Errorf("%v of %d records, want %s", got, len(h.Records), test.want)
 			}
 		})
+	}
+}
+
+// RFC 8460 4.4: a report quotes all records, RFC 6698 2.2: in their presentation form.
+func TestRecords(t *testing.T) {
+	server, r := start(t)
+	server.Add("d.test. 300 IN MX 10 mx.d.test.\nmx.d.test. 300 IN A 192.0.2.1\n_25._tcp.mx.d.test." + usableRR +
+		"_25._tcp.mx.d.test. 300 IN TLSA 1 1 1 " + digest256 + "\n_25._tcp.mx.d.test. 300 IN TLSA 2 0 1 ab\n")
+	result, err := Lookup(t.Context(), r, "d.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var records []string
+	for _, record := range result.Hosts[0].Records {
+		records = append(records, record.String())
+	}
+	digest := strings.ToUpper(digest256)
+	if want := []string{"3 1 1 " + digest, "1 1 1 " + digest, "2 0 1 AB"}; !slices.Equal(records, want) {
+		t.Errorf("records %q, want %q", records, want)
 	}
 }

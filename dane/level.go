@@ -54,8 +54,8 @@ func (r *Result) Level(enforce bool) Level {
 			continue // Postfix passes over it
 		}
 		usable = usable || len(h.TLSA) > 0
-		unusable = unusable || h.Unusable > 0
-		failed = failed || h.Secure && h.Err != nil
+		unusable = unusable || h.Unusable+h.Malformed > 0
+		failed = failed || len(h.Addrs) > 0 && h.Err != nil // for TLSA records
 		all = all && len(h.TLSA) > 0
 	}
 	switch {

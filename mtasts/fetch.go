@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"ruapost"
@@ -57,28 +58,28 @@ type Fetcher struct {
 // Fetch gets the policy of domain from its policy host, as RFC 8461 3.3 has it:
 // no redirects, no caches, and only status 200 with media type text/plain. It
 // ends with ctx, or after FetchTimeout. ResultType tells what kind of failure an
-// error is.
+// error is, Answered whether it is what the policy host itself said.
 //
 // It does not wait after failures; that the caller must do (RFC 8461 3.3).
 func (f *Fetcher) Fetch(ctx context.Context, domain string) (*Policy, error) {
 	ctx, cancel := context.WithTimeout(ctx, FetchTimeout)
 	defer cancel()
-	text, err := f.get(ctx, domain)
+	text, answered, err := f.get(ctx, domain)
 	if ctx.Err() != nil {
 		// A policy host that sees us hang up may still end its answer, short as it
 		// is, in good order.
-		err = ctx.Err()
+		return nil, &fetchError{domain, ruapost.ResultSTSPolicyFetchError, false, ctx.Err()}
 	}
 	if err != nil {
 		result := ruapost.ResultSTSPolicyFetchError
 		if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 			result = ruapost.ResultSTSWebPKIInvalid
 		}
-		return nil, &fetchError{domain, result, err}
+		return nil, &fetchError{domain, result, answered, err}
 	}
 	policy, err := ParsePolicy(text)
 	if err != nil {
-		return nil, &fetchError{domain, ruapost.ResultSTSPolicyInvalid, err}
+		return nil, &fetchError{domain, ruapost.ResultSTSPolicyInvalid, answered, err}
 	}
 	return policy, nil
 }
@@ -94,12 +95,23 @@ func ResultType(err error) ruapost.TLSResultType {
 	return ""
 }
 
+// Answered reports whether err, from Fetch, is the policy host's own answer over an
+// authenticated connection: a status such as 404, another media type, a file that is too
+// large or no policy. Nobody else can have brought such an error about. It is false if
+// the host was not reached, not authenticated or not heard to the end, and if it
+// says that it is in trouble itself: status 429 or 500 and above.
+func Answered(err error) bool {
+	e, ok := errors.AsType[*fetchError](err)
+	return ok && e.answered
+}
+
 // fetchError is the error of Fetch. What it wraps may quote the policy host at
 // length, for example all names in its certificate.
 type fetchError struct {
-	domain string
-	result ruapost.TLSResultType
-	err    error
+	domain   string
+	result   ruapost.TLSResultType
+	answered bool
+	err      error
 }
 
 func (e *fetchError) Error() string {
@@ -108,38 +120,48 @@ func (e *fetchError) Error() string {
 
 func (e *fetchError) Unwrap() error { return e.err }
 
-// get returns what the policy host of domain serves.
-func (f *Fetcher) get(ctx context.Context, domain string) ([]byte, error) {
+// get returns what the policy host of domain serves. answered tells what Answered does.
+func (f *Fetcher) get(ctx context.Context, domain string) (text []byte, answered bool, err error) {
 	host, err := ruapost.ParseDomain("mta-sts." + domain)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+host+"/.well-known/mta-sts.txt", nil)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	req.Header.Set("User-Agent", "ruapost/"+ruapost.Version)
-	resp, err := f.client(host).Do(req)
+	var cut atomic.Bool
+	resp, err := f.client(host, &cut).Do(req)
 	if err != nil {
 		if e, ok := errors.AsType[*url.Error](err); ok {
 			err = e.Err // without the URL, which is always the same
 		}
-		return nil, err
+		return nil, false, err
 	}
 	defer resp.Body.Close()
 	if err := checkResponse(resp); err != nil {
-		return nil, err
+		inTrouble := resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode >= http.StatusInternalServerError
+		return nil, !inTrouble, err
 	}
-	text, err := io.ReadAll(io.LimitReader(resp.Body, MaxPolicySize+1))
-	if len(text) > MaxPolicySize {
-		return nil, fmt.Errorf("policy larger than %d octets", MaxPolicySize)
+	text, err = io.ReadAll(io.LimitReader(resp.Body, MaxPolicySize+1))
+	switch {
+	case len(text) > MaxPolicySize:
+		return nil, true, fmt.Errorf("policy larger than %d octets", MaxPolicySize)
+	case err != nil:
+		return nil, false, err
+	case resp.ContentLength < 0 && len(resp.TransferEncoding) == 0 && cut.Load():
+		// Nothing but TLS's own goodbye says that all of it has come (RFC 9112 9.8).
+		// A policy without its last lines could go unnoticed for as long as it is kept.
+		return nil, false, io.ErrUnexpectedEOF
 	}
-	return text, err
+	return text, true, nil
 }
 
 // client returns a client for one request to host: a connection is of no use for
-// the policy host of the next domain.
-func (f *Fetcher) client(host string) *http.Client {
+// the policy host of the next domain. It sets cut if the connection ends without TLS
+// having ended before.
+func (f *Fetcher) client(host string, cut *atomic.Bool) *http.Client {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	return &http.Client{
@@ -149,11 +171,16 @@ func (f *Fetcher) client(host string) *http.Client {
 		Transport: &http.Transport{
 			Proxy: http.ProxyFromEnvironment,
 			// Called in a goroutine of the transport.
-			DialContext: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
+			DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+				var conn net.Conn
+				var err error
 				if perr := resolver.Safely(host, func() { conn, err = f.connect(ctx, network, addr, host) }); perr != nil {
-					return nil, perr
+					err = perr
 				}
-				return conn, err
+				if err != nil {
+					return nil, err
+				}
+				return &cutConn{conn, cut}, nil
 			},
 			// The server name is the policy host's, which net/http fills in.
 			TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: f.RootCAs},
@@ -163,6 +190,21 @@ func (f *Fetcher) client(host string) *http.Client {
 			MaxResponseHeaderBytes: maxHeaderSize,
 		},
 	}
+}
+
+// cutConn notes that the connection below TLS has ended. crypto/tls reads no further
+// than to the close_notify, and takes an end without one for a good end, too.
+type cutConn struct {
+	net.Conn
+	cut *atomic.Bool
+}
+
+func (c *cutConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil {
+		c.cut.Store(true)
+	}
+	return n, err
 }
 
 // sharedAddresses are for carriers' own use (RFC 6598).

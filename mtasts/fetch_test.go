@@ -1,6 +1,7 @@
 package mtasts
 
 import (
+	"bufio"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -9,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"math/big"
@@ -18,6 +20,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -188,8 +191,8 @@ func TestFetchCertificate(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			f := policyHost(t, ca, &tls.Config{Certificates: []tls.Certificate{test.cert}}, servePolicy)
 			p, err := f.Fetch(t.Context(), "d.test")
-			if (err == nil) != (test.want == "") || (p == nil) != (err != nil) || ResultType(err) != test.want {
-				t.Errorf("policy %v, result type %q, error %v; want %q", p, ResultType(err), err, test.want)
+			if (err == nil) != (test.want == "") || (p == nil) != (err != nil) || ResultType(err) != test.want || Answered(err) {
+				t.Errorf("policy %v, result type %q, answered %v, error %v; want %q", p, ResultType(err), Answered(err), err, test.want)
 			}
 		})
 	}
@@ -210,35 +213,40 @@ func TestFetchResponse(t *testing.T) {
 		}
 	}
 	padding := strings.Repeat("#", MaxPolicySize-len(goodPolicy)-len("x: "))
-	tests := []struct {
-		name    string
-		handler http.HandlerFunc
-		want    ruapost.TLSResultType
-		msg     string
-	}{
-		{"media type with parameters", with(200, map[string]string{"Content-Type": `TEXT/plain ;charset="utf-8"; x`}, goodPolicy), "", ""},
-		{"identity coding", with(200, map[string]string{"Content-Encoding": "identity"}, goodPolicy), "", ""},
-		{"largest file", with(200, nil, goodPolicy+"x: "+padding), "", ""},
-		{"file too large", with(200, nil, goodPolicy+"x: "+padding+"#"), fetch, "larger than"},
-		{"no policy", with(200, nil, "hello\n"), invalid, "is no field"},
-		{"empty file", with(200, nil, ""), invalid, "no version"},
-		{"moved", with(301, map[string]string{"Location": "/.well-known/other.txt"}, ""), fetch, "HTTP status 301"},
-		{"redirect to another host", with(302, map[string]string{"Location": "https://evil.test/"}, goodPolicy), fetch, "HTTP status 302"},
-		{"permanent redirect", with(308, map[string]string{"Location": "https://evil.test/"}, goodPolicy), fetch, "HTTP status 308"},
-		{"no content", with(204, nil, ""), fetch, "HTTP status 204"},
-		{"other success", with(203, nil, goodPolicy), fetch, "HTTP status 203"},
-		{"not found", with(404, nil, goodPolicy), fetch, "HTTP status 404"},
-		{"server error", with(503, nil, goodPolicy), fetch, "HTTP status 503"},
-		{"HTML", with(200, map[string]string{"Content-Type": "text/html; charset=utf-8"}, goodPolicy), fetch, `media type "text/html"`},
-		{"longer media type", with(200, map[string]string{"Content-Type": "text/plainer"}, goodPolicy), fetch, "media type"},
-		{"no media type", with(200, map[string]string{"Content-Type": ""}, goodPolicy), fetch, `media type ""`},
-		{"compressed without being asked", with(200, map[string]string{"Content-Encoding": "gzip"}, goodPolicy), fetch, `content coding "gzip"`},
-		{"huge header", with(200, map[string]string{"X": strings.Repeat("x", 2*maxHeaderSize)}, goodPolicy), fetch, "header"},
-		{"cut off", func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Content-Length", "1000")
-			servePolicy(w, r)
-		}, fetch, "unexpected EOF"},
-		{"no answer", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, fetch, "EOF"},
+	type response struct {
+		name     string
+		handler  http.HandlerFunc
+		want     ruapost.TLSResultType
+		msg      string
+		answered bool
+	}
+	tests := []response{
+		{"media type with parameters", with(200, map[string]string{"Content-Type": `TEXT/plain ;charset="utf-8"; x`}, goodPolicy), "", "", false},
+		{"identity coding", with(200, map[string]string{"Content-Encoding": "identity"}, goodPolicy), "", "", false},
+		{"largest file", with(200, nil, goodPolicy+"x: "+padding), "", "", false},
+		{"file too large", with(200, nil, goodPolicy+"x: "+padding+"#"), fetch, "larger than", true},
+		{"no policy", with(200, nil, "hello\n"), invalid, "is no field", true},
+		{"empty file", with(200, nil, ""), invalid, "no version", true},
+		{"redirect to another host", with(302, map[string]string{"Location": "https://evil.test/"}, goodPolicy), fetch, "HTTP status 302", true},
+		{"no content", with(204, nil, ""), fetch, "HTTP status 204", true},
+		{"other success", with(203, nil, goodPolicy), fetch, "HTTP status 203", true},
+		{"forbidden", with(403, nil, goodPolicy), fetch, "HTTP status 403", true},
+		{"not found", with(404, nil, goodPolicy), fetch, "HTTP status 404", true},
+		{"gone", with(410, nil, ""), fetch, "HTTP status 410", true},
+		{"too many requests", with(429, nil, goodPolicy), fetch, "HTTP status 429", false},
+		{"server error", with(500, nil, goodPolicy), fetch, "HTTP status 500", false},
+		{"service unavailable", with(503, nil, goodPolicy), fetch, "HTTP status 503", false},
+		{"no known status", with(999, nil, goodPolicy), fetch, "HTTP status 999", false},
+		{"HTML", with(200, map[string]string{"Content-Type": "text/html; charset=utf-8"}, goodPolicy), fetch, `media type "text/html"`, true},
+		{"longer media type", with(200, map[string]string{"Content-Type": "text/plainer"}, goodPolicy), fetch, "media type", true},
+		{"no media type", with(200, map[string]string{"Content-Type": ""}, goodPolicy), fetch, `media type ""`, true},
+		{"compressed without being asked", with(200, map[string]string{"Content-Encoding": "gzip"}, goodPolicy), fetch, `content coding "gzip"`, true},
+		{"huge header", with(200, map[string]string{"X": strings.Repeat("x", 2*maxHeaderSize)}, goodPolicy), fetch, "header", false},
+		{"no answer", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, fetch, "EOF", false},
+	}
+	for _, status := range []int{300, 301, 303, 304, 305, 306, 307, 308, 399} {
+		header := map[string]string{"Location": "/.well-known/other.txt"}
+		tests = append(tests, response{fmt.Sprint(status), with(status, header, ""), fetch, fmt.Sprint("HTTP status ", status), true})
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -254,8 +262,175 @@ func TestFetchResponse(t *testing.T) {
 			if err != nil && (!strings.HasPrefix(err.Error(), "mtasts: fetch policy for d.test: ") || !strings.Contains(err.Error(), test.msg)) {
 				t.Errorf("error %v, want one with %q", err, test.msg)
 			}
+			if Answered(err) != test.answered || Answered(fmt.Errorf("wrapped: %w", err)) != test.answered {
+				t.Errorf("answered %v", Answered(err))
+			}
 			if requests != 1 {
 				t.Errorf("%d requests", requests)
+			}
+		})
+	}
+}
+
+// loopback returns the two ends of a connection.
+func loopback(t *testing.T) (near, far net.Conn) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	if near, err = net.Dial("tcp", ln.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if far, err = ln.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	return near, far
+}
+
+// rawHost returns a Fetcher with a policy host at the far end of a connection, which
+// reads the request and then does what it likes. The Fetcher is to be used once.
+func rawHost(t *testing.T, near, far net.Conn, version uint16, serve func(conn *tls.Conn)) *Fetcher {
+	t.Helper()
+	ca := newAuthority(t)
+	cert := ca.issue(t, time.Now().Add(time.Hour), "x", "mta-sts.d.test")
+	done := make(chan struct{})
+	t.Cleanup(func() { <-done })
+	go func() {
+		defer close(done)
+		defer far.Close()
+		conn := tls.Server(far, &tls.Config{Certificates: []tls.Certificate{cert}, MaxVersion: version})
+		if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+			serve(conn)
+		}
+	}()
+	dial := func(context.Context, string, string) (net.Conn, error) { return near, nil }
+	return &Fetcher{Resolver: oneAddress{}, RootCAs: ca.pool, dial: dial}
+}
+
+// RFC 9112 8, 9.8: what is cut off is no policy, even if it looks like one. Where the
+// end of the connection is all that ends the policy, it must be TLS that ends it.
+func TestFetchCut(t *testing.T) {
+	const (
+		more     = "mx: mx2.d.test\n"
+		http11   = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
+		http10   = "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\n"
+		chunking = http11 + "Transfer-Encoding: chunked\r\n\r\n"
+	)
+	length := func(n int) string { return fmt.Sprintf("%sContent-Length: %d\r\n\r\n", http11, n) }
+	chunk := fmt.Sprintf("%x\r\n%s\r\n", len(goodPolicy), goodPolicy)
+	tests := []struct {
+		name, response string
+		afterCut       bool // a policy although the connection is cut
+		afterClose     bool // a policy if TLS is closed before
+	}{
+		{"length", length(len(goodPolicy)) + goodPolicy, true, true},
+		{"length, more was to come", length(len(goodPolicy+more)) + goodPolicy, false, false},
+		{"chunked", chunking + chunk + "0\r\n\r\n", true, true},
+		{"chunked, no last chunk", chunking + chunk, false, false},
+		{"chunked, inside a chunk", chunking + fmt.Sprintf("%x\r\n%s", len(goodPolicy+more), goodPolicy), false, false},
+		{"HTTP/1.1 without length", http11 + "\r\n" + goodPolicy, false, true},
+		{"HTTP/1.0 without length", http10 + goodPolicy, false, true},
+		{"inside the header", http11, false, false},
+		{"unknown transfer coding", http11 + "Transfer-Encoding: gzip, chunked\r\n\r\n" + chunk + "0\r\n\r\n", false, false},
+	}
+	for _, test := range tests {
+		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+			for how, want := range map[string]bool{"cut": test.afterCut, "closed": test.afterClose} {
+				t.Run(fmt.Sprintf("%s, %s %s", test.name, tls.VersionName(version), how), func(t *testing.T) {
+					near, far := loopback(t)
+					f := rawHost(t, near, far, version, func(conn *tls.Conn) {
+						io.WriteString(conn, test.response)
+						if how == "closed" {
+							conn.Close() // with close_notify
+						}
+					})
+					p, err := f.Fetch(t.Context(), "d.test")
+					if (p != nil) != want || (err == nil) != want || err != nil && ResultType(err) != ruapost.ResultSTSPolicyFetchError || Answered(err) {
+						t.Errorf("policy %v, error %v, answered %v", p, err, Answered(err))
+					}
+				})
+			}
+		}
+	}
+}
+
+// However slow the policy host is, and wherever, the fetch ends in time (RFC 8461 3.3).
+func TestFetchSlow(t *testing.T) {
+	header := "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\n"
+	tests := []struct {
+		name        string
+		start, rest string // what is sent at once, and then one octet a second
+	}{
+		{"no answer", "", ""},
+		{"silent inside the header", header, ""},
+		{"silent after the header", header + "\r\n", ""},
+		{"silent after a policy that more may follow", header + "\r\n" + goodPolicy, ""},
+		{"one octet a second of the header", "", header + "X: " + strings.Repeat("x", 100)},
+		{"one octet a second of the policy", header + "\r\n", goodPolicy + "x: " + strings.Repeat("x", 100)},
+		{"one octet a second of a chunk's length", header + "Transfer-Encoding: chunked\r\n\r\n", strings.Repeat("0", 100)},
+		{"one interim response a second", "", strings.Repeat("HTTP/1.1 103 Early Hints\r\n\r\n", 4)},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				near, far := net.Pipe()
+				f := rawHost(t, near, far, 0, func(conn *tls.Conn) {
+					hungUp := make(chan struct{})
+					go func() {
+						defer close(hungUp)
+						io.Copy(io.Discard, far)
+					}()
+					io.WriteString(conn, test.start)
+					for i := range len(test.rest) {
+						time.Sleep(time.Second)
+						if _, err := io.WriteString(conn, test.rest[i:i+1]); err != nil {
+							return
+						}
+					}
+					<-hungUp
+				})
+				start := time.Now()
+				p, err := f.Fetch(t.Context(), "d.test")
+				if p != nil || !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != FetchTimeout {
+					t.Errorf("after %v: policy %v, error %v", time.Since(start), p, err)
+				}
+				if ResultType(err) != ruapost.ResultSTSPolicyFetchError || Answered(err) {
+					t.Errorf("result type %q, answered %v", ResultType(err), Answered(err))
+				}
+			})
+		})
+	}
+}
+
+// Without end: what is taken is bounded.
+func TestFetchEndless(t *testing.T) {
+	for name, part := range map[string]string{
+		"header field":      strings.Repeat("x", 1000),
+		"header fields":     "X: " + strings.Repeat("x", 100) + "\r\n",
+		"interim responses": "\r\n\r\nHTTP/1.1 103 Early Hints\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			const enough = 64 << 20
+			sent := make(chan int, 1)
+			near, far := loopback(t)
+			f := rawHost(t, near, far, 0, func(conn *tls.Conn) {
+				io.WriteString(conn, "HTTP/1.1 103 Early Hints\r\nX: ")
+				n := 0
+				for block := strings.Repeat(part, 100); n < enough; n += len(block) {
+					if _, err := io.WriteString(conn, block); err != nil {
+						break
+					}
+				}
+				sent <- n
+			})
+			p, err := f.Fetch(t.Context(), "d.test")
+			if p != nil || ResultType(err) != ruapost.ResultSTSPolicyFetchError || Answered(err) {
+				t.Errorf("policy %v, error %v, answered %v", p, err, Answered(err))
+			}
+			if n := <-sent; n >= enough { // some is in the kernel's buffers
+				t.Errorf("took %d octets", n)
 			}
 		})
 	}
@@ -265,23 +440,28 @@ func TestFetchHugeBody(t *testing.T) {
 	ca := newAuthority(t)
 	cert := ca.issue(t, time.Now().Add(time.Hour), "x", "mta-sts.d.test")
 	const size = 1 << 30
-	var sent atomic.Int64
-	f := policyHost(t, ca, &tls.Config{Certificates: []tls.Certificate{cert}}, func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/plain")
-		for chunk := make([]byte, 64<<10); sent.Load() < size; {
-			n, err := w.Write(chunk)
-			sent.Add(int64(n))
-			if err != nil {
-				return
+	for _, length := range []string{"", strconv.Itoa(size)} { // chunked, or as announced
+		var sent atomic.Int64
+		f := policyHost(t, ca, &tls.Config{Certificates: []tls.Certificate{cert}}, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/plain")
+			if length != "" {
+				w.Header().Set("Content-Length", length)
 			}
+			for chunk := make([]byte, 64<<10); sent.Load() < size; {
+				n, err := w.Write(chunk)
+				sent.Add(int64(n))
+				if err != nil {
+					return
+				}
+			}
+		})
+		p, err := f.Fetch(t.Context(), "d.test")
+		if p != nil || ResultType(err) != ruapost.ResultSTSPolicyFetchError || !strings.Contains(err.Error(), "larger than") || !Answered(err) {
+			t.Errorf("length %q: policy %v, error %v, answered %v", length, p, err, Answered(err))
 		}
-	})
-	p, err := f.Fetch(t.Context(), "d.test")
-	if p != nil || ResultType(err) != ruapost.ResultSTSPolicyFetchError || !strings.Contains(err.Error(), "larger than") {
-		t.Errorf("policy %v, error %v", p, err)
-	}
-	if n := sent.Load(); n > size/32 { // what the kernel's buffers take
-		t.Errorf("took %d octets", n)
+		if n := sent.Load(); n > size/32 { // what the kernel's buffers take
+			t.Errorf("length %q: took %d octets", length, n)
+		}
 	}
 }
 
@@ -290,8 +470,8 @@ func TestFetchOldTLS(t *testing.T) {
 	cert := ca.issue(t, time.Now().Add(time.Hour), "x", "mta-sts.d.test")
 	config := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}
 	f := policyHost(t, ca, config, servePolicy)
-	if p, err := f.Fetch(t.Context(), "d.test"); ResultType(err) != ruapost.ResultSTSPolicyFetchError {
-		t.Errorf("policy %v, error %v", p, err)
+	if p, err := f.Fetch(t.Context(), "d.test"); ResultType(err) != ruapost.ResultSTSPolicyFetchError || Answered(err) {
+		t.Errorf("policy %v, error %v, answered %v", p, err, Answered(err))
 	}
 }
 
@@ -311,7 +491,7 @@ func TestFetchCancelled(t *testing.T) {
 			<-r.Context().Done() // until the client hangs up
 		})
 		p, err := f.Fetch(ctx, "d.test")
-		if p != nil || !errors.Is(err, context.Canceled) || ResultType(err) != ruapost.ResultSTSPolicyFetchError {
+		if p != nil || !errors.Is(err, context.Canceled) || ResultType(err) != ruapost.ResultSTSPolicyFetchError || Answered(err) {
 			t.Errorf("after %q: policy %v, error %v", start, p, err)
 		}
 	}
@@ -325,6 +505,7 @@ func (oneAddress) LookupIP(context.Context, string) ([]netip.Addr, []string, boo
 	return []netip.Addr{netip.MustParseAddr("192.0.2.1")}, nil, false, nil
 }
 
+// A policy host that accepts the connection and says nothing.
 func TestFetchTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		far := make(chan net.Conn, 1)
@@ -428,7 +609,7 @@ mta-sts.none.d.test. 300 IN TXT "no address"
 		t.Errorf("tried %q, want %q", tried, want)
 	}
 	tried = nil
-	if _, err := f.Fetch(t.Context(), "six.d.test"); ResultType(err) != ruapost.ResultSTSPolicyFetchError || !strings.HasSuffix(err.Error(), ": unreachable") {
+	if _, err := f.Fetch(t.Context(), "six.d.test"); Answered(err) || ResultType(err) != ruapost.ResultSTSPolicyFetchError || !strings.HasSuffix(err.Error(), ": unreachable") {
 		t.Errorf("error %v", err)
 	}
 	if want := []string{"[2001:db8::1]:443"}; !slices.Equal(tried, want) {
@@ -439,13 +620,13 @@ mta-sts.none.d.test. 300 IN TXT "no address"
 		t.Errorf("tried %q, error %v", tried, err)
 	}
 	tried = nil
-	if _, err := f.Fetch(t.Context(), "none.d.test"); !resolver.IsNotFound(err) || ResultType(err) != ruapost.ResultSTSPolicyFetchError {
+	if _, err := f.Fetch(t.Context(), "none.d.test"); Answered(err) || !resolver.IsNotFound(err) || ResultType(err) != ruapost.ResultSTSPolicyFetchError {
 		t.Errorf("no address: error %v", err)
 	}
-	if _, err := f.Fetch(t.Context(), "down.d.test"); !resolver.IsTemporary(err) || ResultType(err) != ruapost.ResultSTSPolicyFetchError {
+	if _, err := f.Fetch(t.Context(), "down.d.test"); Answered(err) || !resolver.IsTemporary(err) || ResultType(err) != ruapost.ResultSTSPolicyFetchError {
 		t.Errorf("server failure: error %v", err)
 	}
-	if _, err := f.Fetch(t.Context(), "[192.0.2.1]"); !errors.Is(err, ruapost.ErrDomain) || ResultType(err) != ruapost.ResultSTSPolicyFetchError {
+	if _, err := f.Fetch(t.Context(), "[192.0.2.1]"); Answered(err) || !errors.Is(err, ruapost.ErrDomain) || ResultType(err) != ruapost.ResultSTSPolicyFetchError {
 		t.Errorf("no domain: error %v", err)
 	}
 	if len(tried) > 0 {
@@ -462,8 +643,23 @@ func (panicking) LookupIP(context.Context, string) ([]netip.Addr, []string, bool
 // A panic in a goroutine of net/http would end the program.
 func TestFetchPanic(t *testing.T) {
 	f := &Fetcher{Resolver: panicking{}}
-	if p, err := f.Fetch(t.Context(), "d.test"); !resolver.IsTemporary(err) {
+	if p, err := f.Fetch(t.Context(), "d.test"); !resolver.IsTemporary(err) || Answered(err) {
 		t.Errorf("policy %v, error %v", p, err)
+	}
+}
+
+// What the proxy says is not what the policy host says.
+func TestFetchProxyRefuses(t *testing.T) {
+	for _, status := range []int{200, 302, 403, 404, 407, 502} {
+		proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(status) }))
+		defer proxy.Close()
+		f := &Fetcher{Resolver: panicking{}, dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, proxy.Listener.Addr().String())
+		}}
+		p, err := f.Fetch(t.Context(), "proxied.test")
+		if p != nil || ResultType(err) != ruapost.ResultSTSPolicyFetchError || Answered(err) {
+			t.Errorf("%d: policy %v, error %v, answered %v", status, p, err, Answered(err))
+		}
 	}
 }
 
@@ -515,6 +711,9 @@ func TestResultTypeOfOtherErrors(t *testing.T) {
 	for _, err := range []error{nil, ErrNoRecord, context.Canceled} {
 		if got := ResultType(err); got != "" {
 			t.Errorf("%v: %q", err, got)
+		}
+		if Answered(err) {
+			t.Errorf("%v: answered", err)
 		}
 	}
 }

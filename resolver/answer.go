@@ -43,7 +43,7 @@ type answer struct {
 	mxs   []MX
 	addrs []netip.Addr
 	tlsa  []TLSA
-	names []string // PTR
+	names []string // PTR, CNAME
 }
 
 // records returns the number of records and aliases that are kept.
@@ -66,6 +66,8 @@ func decode(m *dns.Msg, k key) (*answer, error) {
 	switch {
 	case m.Rcode == dns.RcodeRefused:
 		return nil, errRefused
+	case m.Rcode == dns.RcodeServerFailure:
+		return nil, errServFail
 	case m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError:
 		return nil, fmt.Errorf("server answered %s", rcode(m.Rcode))
 	case m.Truncated:
@@ -186,6 +188,13 @@ func (a *answer) add(rr dns.RR) error {
 		}
 		a.tlsa = append(a.tlsa, TLSA{Usage: rr.Usage, Selector: rr.Selector, MatchingType: rr.MatchingType, Data: data})
 		a.size += len(data)
+	case *dns.CNAME:
+		name, err := aliasTarget(rr)
+		if err != nil {
+			return err
+		}
+		a.names = append(a.names, name)
+		a.size += len(name)
 	case *dns.PTR:
 		if name, err := ruapost.ParseDomain(rr.Ptr); err == nil {
 			a.names = append(a.names, name)

@@ -181,7 +181,7 @@ func FuzzDecode(f *testing.F) {
 		}
 		f.Add(wire)
 	}
-	types := []uint16{dns.TypeTXT, dns.TypeMX, dns.TypeA, dns.TypeAAAA, dns.TypeTLSA, dns.TypePTR}
+	types := []uint16{dns.TypeTXT, dns.TypeMX, dns.TypeA, dns.TypeAAAA, dns.TypeTLSA, dns.TypePTR, dns.TypeCNAME}
 	f.Fuzz(func(t *testing.T, packet []byte) {
 		m := new(dns.Msg)
 		if m.Unpack(packet) != nil {

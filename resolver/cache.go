@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	// maxCacheBytes bounds the memory for answers, approximately.
-	maxCacheBytes = 32 << 20
+	// defaultCacheBytes is Config.CacheBytes if that is not set.
+	defaultCacheBytes = 32 << 20
 	// maxCachedBytes is the size of the largest answer that is kept: whoever has mail
 	// judged must not be able to drive out all others' answers with a few of his own.
 	maxCachedBytes = 8 << 10
@@ -74,11 +74,11 @@ func landed(a *answer) *flight {
 	return f
 }
 
-// newCache returns a cache that takes the time from now alone. It cleans up when
-// it is used, not by a goroutine of its own.
-func newCache(now func() time.Time) (*otter.Cache[key, *answer], error) {
+// newCache returns a cache for so many octets that takes the time from now alone. It
+// cleans up when it is used, not by a goroutine of its own.
+func newCache(octets int, now func() time.Time) (*otter.Cache[key, *answer], error) {
 	return otter.New(&otter.Options[key, *answer]{
-		MaximumWeight: maxCacheBytes,
+		MaximumWeight: uint64(octets),
 		Weigher: func(k key, a *answer) uint32 {
 			return uint32(entryWeight + len(k.name) + a.size + recordWeight*a.records())
 		},
@@ -116,6 +116,7 @@ func (r *Resolver) join(ctx context.Context, k key) *flight {
 	if err := ctx.Err(); err != nil {
 		return landed(failure(k, err))
 	}
+	r.reread()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if f := r.flights[k]; f != nil {
@@ -131,6 +132,7 @@ func (r *Resolver) join(ctx context.Context, k key) *flight {
 		return landed(failure(k, errClosed))
 	}
 	lookupsMiss.Inc()
+	r.probeIfDue()
 	f := &flight{done: make(chan struct{}), waiting: 1}
 	ctx, f.cancel = context.WithTimeout(r.ctx, lookupBudget) // not the caller's, who may not be the last to wait
 	r.flights[k] = f
@@ -159,10 +161,13 @@ func (r *Resolver) wait(ctx context.Context, k key, f *flight) *answer {
 func (r *Resolver) leave(k key, f *flight) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if f.waiting--; f.waiting == 0 && r.flights[k] == f {
-		delete(r.flights, k) // who asks from now on does not get the failure
-		f.cancel()
+	if f.waiting--; f.waiting > 0 {
+		return
 	}
+	if r.flights[k] == f {
+		delete(r.flights, k) // who asks from now on does not get the failure
+	}
+	f.cancel()
 }
 
 // fly carries out the flight f for k. The answer is in the cache before the
@@ -173,14 +178,12 @@ func (r *Resolver) fly(ctx context.Context, k key, f *flight) {
 	if err := Safely(k.name, func() { f.answer = r.query(ctx, k) }); err != nil {
 		f.answer = failure(k, err)
 	}
-	if !errors.Is(ctx.Err(), context.Canceled) { // else it may have failed for that alone
+	r.mu.Lock()
+	if r.flights[k] == f { // else it was ended, or asked servers that are not asked any more
+		delete(r.flights, k)
 		if f.answer.size <= maxCachedBytes {
 			r.cache.Set(k, f.answer)
 		}
-	}
-	r.mu.Lock()
-	if r.flights[k] == f {
-		delete(r.flights, k)
 	}
 	r.mu.Unlock()
 	close(f.done)

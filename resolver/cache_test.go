@@ -1,6 +1,7 @@
 package resolver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -68,42 +69,39 @@ func TestCacheKeepsTypesApart(t *testing.T) {
 }
 
 func TestCacheBounds(t *testing.T) {
-	for _, tt := range []struct {
-		name   string
-		answer answer
-		offers int
-		most   int
-	}{
-		{"entries", answer{}, maxCacheBytes/entryWeight + 5000, maxCacheBytes / entryWeight},
-		{"octets", answer{size: maxAnswerBytes}, 3 * maxCacheBytes / maxAnswerBytes, maxCacheBytes / maxAnswerBytes},
-		{"records", answer{txts: make([]string, maxRecords)}, 10_000, maxCacheBytes / (maxRecords * recordWeight)},
-		{"aliases", answer{chain: make([]string, maxAliases)}, 50_000, maxCacheBytes / (maxAliases * recordWeight)},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			c, err := newCache(newClock().Now)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer c.StopAllGoroutines()
-			for i := range tt.offers {
-				c.Set(key{fmt.Sprint(i), dns.TypeA}, &tt.answer)
-			}
-			c.CleanUp()
-			if n := c.EstimatedSize(); n > tt.most || n < tt.most/2 {
-				t.Errorf("%d entries, want no more than %d", n, tt.most)
-			}
-		})
+	for _, octets := range []int{defaultCacheBytes, 1 << 20} {
+		for _, tt := range []struct {
+			name   string
+			answer answer
+			offers int
+			most   int
+		}{
+			{"entries", answer{}, octets/entryWeight + 5000, octets / entryWeight},
+			{"octets", answer{size: maxAnswerBytes}, 3 * octets / maxAnswerBytes, octets / maxAnswerBytes},
+			{"records", answer{txts: make([]string, maxRecords)}, octets / 3000, octets / (maxRecords * recordWeight)},
+			{"aliases", answer{chain: make([]string, maxAliases)}, octets / 600, octets / (maxAliases * recordWeight)},
+		} {
+			t.Run(fmt.Sprintf("%s in %d MB", tt.name, octets>>20), func(t *testing.T) {
+				c, err := newCache(octets, newClock().Now)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.StopAllGoroutines()
+				for i := range tt.offers {
+					c.Set(key{fmt.Sprint(i), dns.TypeA}, &tt.answer)
+				}
+				c.CleanUp()
+				if n := c.EstimatedSize(); n > tt.most || n < tt.most/2 {
+					t.Errorf("%d entries, want no more than %d", n, tt.most)
+				}
+			})
+		}
 	}
 }
 
 // The memory is what the bound says, also for answers of many records with next to
 // nothing in them.
 func TestCacheMemory(t *testing.T) {
-	c, err := newCache(newClock().Now)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.StopAllGoroutines()
 	records := strings.Repeat("example.com. 60 IN TXT xy\n", 250)
 	m := message(t, dns.RcodeSuccess, records, "")
 	wire, err := m.Pack()
@@ -116,23 +114,35 @@ func TestCacheMemory(t *testing.T) {
 		runtime.ReadMemStats(&stats)
 		return stats.HeapAlloc
 	}
-	before := heap()
-	for i := range 5_000 {
-		m := new(dns.Msg) // with texts of its own
-		if err := m.Unpack(wire); err != nil {
-			t.Fatal(err)
-		}
-		a, err := decode(m, key{"example.com", dns.TypeTXT})
+	for _, cfg := range []Config{{}, {CacheBytes: 2 << 20}} {
+		octets := uint64(cmp.Or(cfg.CacheBytes, defaultCacheBytes))
+		cfg.Servers = []string{"127.0.0.1:53"}
+		before := heap()
+		r, err := newResolver(cfg, nil, newClock().Now)
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.Set(key{fmt.Sprint(i), dns.TypeTXT}, a)
+		defer r.Close()
+		for i := range 5_000 {
+			m := new(dns.Msg) // with texts of its own
+			if err := m.Unpack(wire); err != nil {
+				t.Fatal(err)
+			}
+			a, err := decode(m, key{"example.com", dns.TypeTXT})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.cache.Set(key{fmt.Sprint(i), dns.TypeTXT}, a)
+		}
+		r.cache.CleanUp()
+		if after := heap(); after > before+octets {
+			t.Errorf("%d KB for %d answers, want no more than %d", (after-before)>>10, r.cache.EstimatedSize(), octets>>10)
+		}
+		if n := r.cache.EstimatedSize(); n < int(octets)/40_000 {
+			t.Errorf("only %d answers in %d KB", n, octets>>10)
+		}
+		runtime.KeepAlive(r)
 	}
-	c.CleanUp()
-	if after := heap(); after > before+maxCacheBytes {
-		t.Errorf("%d MB for %d answers, want no more than %d", (after-before)>>20, c.EstimatedSize(), maxCacheBytes>>20)
-	}
-	runtime.KeepAlive(c)
 }
 
 // blockServer makes the server wait with its answers until release is called.

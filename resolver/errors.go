@@ -41,6 +41,11 @@ func IsTemporary(err error) bool {
 	return errors.As(err, &e) && (e.IsTemporary || e.IsTimeout)
 }
 
+// IsServerFailure reports whether err says that a server answered SERVFAIL, as it does
+// for a name whose signatures are bad (RFC 4035 5.5). It is false if no answer came, or
+// one that says nothing of the name, such as REFUSED.
+func IsServerFailure(err error) bool { return errors.Is(err, errServFail) }
+
 // Safely runs lookup, which looks something up about name, and turns a panic into
 // a temporary error, logged with its stack. Goroutines of lookups need it: nothing
 // else would keep a panic there from ending the program.

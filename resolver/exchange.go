@@ -48,6 +48,7 @@ var (
 	errBusy     = errors.New("too many DNS queries at a time")
 	errGarbled  = errors.New("garbled answer")
 	errRefused  = errors.New("server answered REFUSED")
+	errServFail = errors.New("server answered SERVFAIL")
 )
 
 // query asks one server after the other for k until one has an answer. A server
@@ -79,8 +80,10 @@ func (r *Resolver) query(ctx context.Context, k key) *answer {
 				return a
 			}
 			r.complain(s, err)
-			failed = failure(k, err)
-			failed.err.Server = s.addr.String()
+			if failed == nil || !IsServerFailure(failed.err) { // which tells more than another's silence
+				failed = failure(k, err)
+				failed.err.Server = s.addr.String()
+			}
 			if ctx.Err() != nil {
 				return failed
 			}
@@ -122,11 +125,11 @@ func (r *Resolver) order() []server {
 // takes the place of one that is: a domain whose own servers are slow could else
 // make all others lose DANE.
 func (r *Resolver) prefer(s server) {
-	if !s.trusted && r.servers[0].trusted {
-		return
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if !s.trusted && r.servers[0].trusted || !slices.Contains(r.servers, s) {
+		return
+	}
 	r.preferred, r.preferUntil = s, r.now().Add(preferFor)
 }
 

@@ -282,19 +282,54 @@ func TestStickyServerIsAsked(t *testing.T) {
 }
 
 // All servers fail: each is asked once if it says so, and again if it says nothing.
+// What one has said tells more than another's silence.
 func TestAllServersFail(t *testing.T) {
-	servfail, silent := startServer(t, ""), startServer(t, "")
-	servfail.SetRcode("example.com", dns.RcodeServerFailure)
-	silent.SetRcode("example.com", -1)
-	r := startResolver(t, newClock(), servfail, silent)
-	r.timeout = 100 * time.Millisecond
-	_, _, err := r.LookupTXT(t.Context(), "example.com")
-	checkError(t, err, "timeout")
-	if e := err.(*net.DNSError); e.Server != silent.Addr {
-		t.Errorf("error %v, want one about %s", err, silent.Addr)
+	for _, silentFirst := range []bool{false, true} {
+		servfail, silent := startServer(t, ""), startServer(t, "")
+		servfail.SetRcode("example.com", dns.RcodeServerFailure)
+		silent.SetRcode("example.com", -1)
+		r := startResolver(t, newClock(), servfail, silent)
+		if silentFirst {
+			r = startResolver(t, newClock(), silent, servfail)
+		}
+		r.timeout = 100 * time.Millisecond
+		_, _, err := r.LookupTXT(t.Context(), "example.com")
+		checkError(t, err, "temporary")
+		if e := err.(*net.DNSError); e.Server != servfail.Addr {
+			t.Errorf("error %v, want one about %s", err, servfail.Addr)
+		}
+		if a, b := len(servfail.Queries()), len(silent.Queries()); a != 1 || b != rounds {
+			t.Errorf("%d and %d queries, want 1 and %d", a, b, rounds)
+		}
 	}
-	if a, b := len(servfail.Queries()), len(silent.Queries()); a != 1 || b != rounds {
-		t.Errorf("%d and %d queries, want 1 and %d", a, b, rounds)
+}
+
+// RFC 8460 4.3.2.2: only what a server has said is a matter of DNSSEC, not silence.
+func TestIsServerFailure(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		fail func(*dnstest.Server)
+		want bool
+	}{
+		{"SERVFAIL", func(s *dnstest.Server) { s.SetRcode("example.com", dns.RcodeServerFailure) }, true},
+		{"REFUSED", func(s *dnstest.Server) { s.SetRcode("example.com", dns.RcodeRefused) }, false},
+		{"NOTIMP", func(s *dnstest.Server) { s.SetRcode("example.com", dns.RcodeNotImplemented) }, false},
+		{"NXDOMAIN", func(*dnstest.Server) {}, false},
+		{"silence", func(s *dnstest.Server) { s.SetRcode("example.com", -1) }, false},
+		{"nobody there", func(s *dnstest.Server) { s.Close() }, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r, s := start(t, "")
+			r.timeout = 50 * time.Millisecond
+			tt.fail(s)
+			_, _, err := r.LookupTLSA(t.Context(), "example.com")
+			if err == nil || IsServerFailure(err) != tt.want || IsServerFailure(fmt.Errorf("wrapped: %w", err)) != tt.want {
+				t.Errorf("%v: %v, want %v", err, IsServerFailure(err), tt.want)
+			}
+		})
+	}
+	if IsServerFailure(nil) {
+		t.Error("no error is one")
 	}
 }
 

@@ -80,6 +80,17 @@ func (r *Resolver) LookupTLSA(ctx context.Context, name string) (tlsa []TLSA, au
 	return tlsa, a.authentic, a.error()
 }
 
+// LookupCNAME returns the name that name is an alias for, not what that may be an alias
+// for in turn. Unlike the lookups that follow aliases it tells whether this first one
+// is authentic by itself.
+func (r *Resolver) LookupCNAME(ctx context.Context, name string) (target string, authentic bool, err error) {
+	a := r.get(ctx, name, dns.TypeCNAME)
+	if len(a.names) > 0 {
+		target = a.names[0]
+	}
+	return target, a.authentic, a.error()
+}
+
 // LookupPTR returns the names that addr's reverse entry gives. They are claims of
 // the address's owner: only their own addresses can confirm them.
 func (r *Resolver) LookupPTR(ctx context.Context, addr netip.Addr) ([]string, error) {

@@ -30,16 +30,12 @@ package resolver
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/maypok86/otter/v2"
-	"github.com/miekg/dns"
 )
 
 const (
@@ -53,8 +49,6 @@ const (
 	// it silent servers are not tried again, so that whoever asks for names that
 	// nobody answers for keeps a place for a third of the time.
 	maxConcurrent = 2000
-
-	resolvConf = "/etc/resolv.conf"
 )
 
 // Config says whom to ask. The zero value asks the servers of /etc/resolv.conf.
@@ -62,71 +56,86 @@ type Config struct {
 	// Servers are the servers' addresses with ports, for example "127.0.0.1:53",
 	// in the order in which to try them. They are trusted to validate and to be
 	// reached over a safe path. If empty, the servers are those of
-	// /etc/resolv.conf, and only those on loopback are so trusted; its other
-	// directives are ignored.
+	// /etc/resolv.conf, which is read again when it changes, and only those on
+	// loopback are so trusted; its other directives are ignored.
 	Servers []string
 	// Timeout is how long to wait for one server before the next one is tried;
 	// 2 s if zero.
 	Timeout time.Duration
+	// CacheBytes bounds the memory for answers, approximately; 32 MiB if zero.
+	CacheBytes int
+	// WantDNSSEC has the servers probed in the background, at once and now and then
+	// during lookups, for whether they validate. If no trusted one does, nothing is
+	// authentic: that is logged, and the gauge ruapost_dns_validating is 0.
+	WantDNSSEC bool
 }
 
 // Resolver looks up names. Its methods may be called concurrently.
 type Resolver struct {
-	servers []server
-	timeout time.Duration
-	now     func() time.Time
-	cache   *otter.Cache[key, *answer]
-	slots   chan struct{} // one element for each query under way
+	conf       *confFile // nil if Config.Servers are asked
+	timeout    time.Duration
+	wantDNSSEC bool
+	now        func() time.Time
+	cache      *otter.Cache[key, *answer]
+	slots      chan struct{} // one element for each query under way
 
 	ctx     context.Context // ended by Close
 	cancel  context.CancelFunc
-	running sync.WaitGroup // the flights
+	running sync.WaitGroup // the flights and probes
 
 	complained atomic.Int64 // when a server was last logged, Unix time
 
 	mu          sync.Mutex
 	closed      bool
 	flights     map[key]*flight
-	preferred   server // asked first until preferUntil
+	servers     []server // in the order of the configuration; replaced, never changed
+	preferred   server   // asked first until preferUntil
 	preferUntil time.Time
-}
-
-// server is a DNS server.
-type server struct {
-	addr    netip.AddrPort
-	trusted bool // its AD bit is believed
+	probeAt     time.Time // not before
+	judged      bool      // validates is known
+	validates   bool      // a trusted server does
 }
 
 // New returns a Resolver. It returns an error if an element of cfg.Servers is not
 // an address with a port, or if /etc/resolv.conf cannot be read.
 func New(cfg Config) (*Resolver, error) {
-	return newResolver(cfg, time.Now)
+	return newResolver(cfg, &confFile{path: "/etc/resolv.conf", port: 53}, time.Now)
 }
 
-func newResolver(cfg Config, now func() time.Time) (*Resolver, error) {
-	servers, err := parseServers(cfg.Servers)
-	if len(cfg.Servers) == 0 {
-		servers, err = readResolvConf(resolvConf)
+func newResolver(cfg Config, conf *confFile, now func() time.Time) (*Resolver, error) {
+	var servers []server
+	var err error
+	if len(cfg.Servers) > 0 {
+		conf = nil
+		servers, err = parseServers(cfg.Servers)
+	} else {
+		servers, err = conf.first()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("resolver: %w", err)
 	}
-	cache, err := newCache(now)
+	if cfg.CacheBytes <= 0 {
+		cfg.CacheBytes = defaultCacheBytes
+	}
+	cache, err := newCache(cfg.CacheBytes, now)
 	if err != nil {
 		return nil, fmt.Errorf("resolver: %w", err)
 	}
 	r := &Resolver{
-		servers: servers,
-		timeout: cfg.Timeout,
-		now:     now,
-		cache:   cache,
-		slots:   make(chan struct{}, maxConcurrent),
-		flights: map[key]*flight{},
+		conf:       conf,
+		timeout:    cfg.Timeout,
+		wantDNSSEC: cfg.WantDNSSEC,
+		now:        now,
+		cache:      cache,
+		slots:      make(chan struct{}, maxConcurrent),
+		flights:    map[key]*flight{},
+		servers:    servers,
 	}
 	if r.timeout <= 0 {
 		r.timeout = defaultTimeout
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
+	r.probeIfDue()
 	return r, nil
 }
 
@@ -139,39 +148,4 @@ func (r *Resolver) Close() {
 	r.cancel()
 	r.running.Wait()
 	r.cache.StopAllGoroutines()
-}
-
-func parseServers(addrs []string) ([]server, error) {
-	var servers []server
-	for _, s := range addrs {
-		addr, err := netip.ParseAddrPort(s)
-		if err != nil || addr.Port() == 0 {
-			return nil, fmt.Errorf("DNS server %q is not an IP address with a port, such as 127.0.0.1:53", s)
-		}
-		servers = append(servers, server{addr: addr, trusted: true})
-	}
-	return servers, nil
-}
-
-// readResolvConf returns the servers of a resolv.conf(5) file. As that page says,
-// without any the server of this host is meant, and what is no address is passed over.
-func readResolvConf(path string) ([]server, error) {
-	conf, err := dns.ClientConfigFromFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		conf = &dns.ClientConfig{}
-	} else if err != nil {
-		return nil, err
-	}
-	var servers []server
-	for _, s := range conf.Servers {
-		ip, err := netip.ParseAddr(s)
-		if err != nil {
-			continue
-		}
-		servers = append(servers, server{addr: netip.AddrPortFrom(ip, 53), trusted: ip.IsLoopback()})
-	}
-	if len(servers) == 0 {
-		return parseServers([]string{"127.0.0.1:53"})
-	}
-	return servers, nil
 }

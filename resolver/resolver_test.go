@@ -4,8 +4,6 @@ import (
 	"context"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -58,7 +56,7 @@ func startResolver(t *testing.T, clock *testClock, servers ...*dnstest.Server) *
 	for _, s := range servers {
 		cfg.Servers = append(cfg.Servers, s.Addr)
 	}
-	r, err := newResolver(cfg, clock.Now)
+	r, err := newResolver(cfg, nil, clock.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,43 +118,6 @@ func TestNewServers(t *testing.T) {
 			r.Close()
 		}
 	}
-}
-
-func TestReadResolvConf(t *testing.T) {
-	trusted := func(s string) server { return server{addr: netip.MustParseAddrPort(s), trusted: true} }
-	untrusted := func(s string) server { return server{addr: netip.MustParseAddrPort(s)} }
-	tests := []struct {
-		name, text string
-		want       []server
-	}{
-		{
-			"all servers in order", "search example.com\nnameserver 192.0.2.1\nnameserver ::1\nnameserver fe80::1%eth0\nnameserver 127.0.0.53\noptions edns0\n",
-			[]server{untrusted("192.0.2.1:53"), trusted("[::1]:53"), untrusted("[fe80::1%eth0]:53"), trusted("127.0.0.53:53")},
-		},
-		{"no address", "nameserver localhost\nnameserver\nnameserver 192.0.2.1\n", []server{untrusted("192.0.2.1:53")}},
-		{"none", "search example.com\n", []server{trusted("127.0.0.1:53")}},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "resolv.conf")
-			if err := os.WriteFile(path, []byte(tt.text), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			got, err := readResolvConf(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(server{}), cmpopts.EquateComparable(netip.AddrPort{})); diff != "" {
-				t.Error(diff)
-			}
-		})
-	}
-	t.Run("no file", func(t *testing.T) {
-		got, err := readResolvConf(filepath.Join(t.TempDir(), "resolv.conf"))
-		if err != nil || len(got) != 1 || got[0] != trusted("127.0.0.1:53") {
-			t.Errorf("got %v, %v", got, err)
-		}
-	})
 }
 
 func TestClose(t *testing.T) {
@@ -325,6 +286,40 @@ func TestTLSA(t *testing.T) {
 	s.SetRcode("_25._tcp.bogus.example.com", dns.RcodeServerFailure)
 	_, _, err = r.LookupTLSA(t.Context(), "_25._tcp.bogus.example.com")
 	checkError(t, err, "temporary")
+}
+
+// RFC 7672 2.1.3: whether the first alias is authentic says nothing of what follows it.
+func TestCNAME(t *testing.T) {
+	r, s := start(t, `
+		secure.example. 300 IN CNAME insecure.example.
+		insecure.example. 300 IN CNAME end.example.
+		end.example. 300 IN A 192.0.2.1
+	`)
+	s.SetInsecure("insecure.example")
+	for _, tt := range []struct {
+		name, want string
+		authentic  bool
+		err        string
+	}{
+		{name: "secure.example", want: "insecure.example", authentic: true},
+		{name: "insecure.example", want: "end.example"},
+		{name: "end.example", authentic: true, err: "nodata"},
+		{name: "gone.example", authentic: true, err: "nxdomain"},
+		{name: "a..b", err: "nxdomain"},
+	} {
+		target, authentic, err := r.LookupCNAME(t.Context(), tt.name)
+		if tt.err != "" {
+			checkError(t, err, tt.err)
+		} else if err != nil {
+			t.Error(err)
+		}
+		if target != tt.want || authentic != tt.authentic {
+			t.Errorf("%s: %q, authentic %v; want %q, %v", tt.name, target, authentic, tt.want, tt.authentic)
+		}
+	}
+	if _, _, authentic, err := r.LookupIP(t.Context(), "secure.example"); authentic || err != nil {
+		t.Errorf("addresses by way of an insecure alias: authentic %v, %v", authentic, err)
+	}
 }
 
 func TestPTR(t *testing.T) {

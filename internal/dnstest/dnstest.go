@@ -23,6 +23,7 @@ type Server struct {
 
 	mu       sync.Mutex
 	zone     map[string][]dns.RR // by lower-case owner name
+	wild     bool                // there are wildcards
 	insecure map[string]bool
 	fail     map[string]int
 	delay    time.Duration
@@ -78,8 +79,9 @@ func (s *Server) Close() {
 //
 //	example.com. 300 IN TXT "v=spf1 -all"
 //
-// Each names its owner; indentation does not count. It panics on a line it cannot
-// read: those are the test's own.
+// Each names its owner; indentation does not count. An owner such as *.example.com.
+// is a wildcard (RFC 4592). It panics on a line it cannot read: those are the test's
+// own.
 func (s *Server) Add(lines string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -91,6 +93,7 @@ func (s *Server) Add(lines string) {
 	for rr, ok := zp.Next(); ok; rr, ok = zp.Next() {
 		name := strings.ToLower(rr.Header().Name)
 		s.zone[name] = append(s.zone[name], rr)
+		s.wild = s.wild || strings.HasPrefix(name, "*.")
 	}
 	if err := zp.Err(); err != nil {
 		panic("dnstest: " + err.Error())
@@ -104,12 +107,22 @@ func (s *Server) Remove(name string) {
 	delete(s.zone, strings.ToLower(dns.Fqdn(name)))
 }
 
-// SetInsecure makes answers that contain or deny name come without the AD bit.
+// SetInsecure makes answers that contain or deny name, or one below it, come without
+// the AD bit. With "." the server is one that does not validate.
 func (s *Server) SetInsecure(names ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, n := range names {
 		s.insecure[strings.ToLower(dns.Fqdn(n))] = true
+	}
+}
+
+// SetSecure takes SetInsecure back.
+func (s *Server) SetSecure(names ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range names {
+		delete(s.insecure, strings.ToLower(dns.Fqdn(n)))
 	}
 }
 
@@ -201,7 +214,8 @@ func (s *Server) answer(q *dns.Msg, name string) *dns.Msg {
 		secure = secure && !s.insecureAt(name)
 		var alias string
 		found := false
-		for _, rr := range s.zone[name] {
+		records := s.records(name)
+		for _, rr := range records {
 			switch {
 			case rr.Header().Rrtype == qtype || qtype == dns.TypeANY:
 				reply.Answer = append(reply.Answer, rr)
@@ -213,7 +227,7 @@ func (s *Server) answer(q *dns.Msg, name string) *dns.Msg {
 		}
 		if found || alias == "" {
 			if !found {
-				s.deny(reply, name)
+				s.deny(reply, len(records) > 0 || s.exists(name))
 			}
 			break
 		}
@@ -226,29 +240,63 @@ func (s *Server) answer(q *dns.Msg, name string) *dns.Msg {
 	return reply
 }
 
+// records returns the records at name, or those of the wildcard that stands for it.
+func (s *Server) records(name string) []dns.RR {
+	if !s.wild || s.exists(name) {
+		return s.zone[name]
+	}
+	for n := name; ; {
+		_, parent, ok := strings.Cut(n, ".")
+		if !ok || parent == "" {
+			return nil
+		}
+		if wild := s.zone["*."+parent]; wild != nil {
+			records := make([]dns.RR, len(wild))
+			for i, rr := range wild {
+				records[i] = dns.Copy(rr)
+				records[i].Header().Name = name
+			}
+			return records
+		}
+		if s.exists(parent) {
+			return nil // RFC 4592 3.3.1: no wildcard further up
+		}
+		n = parent
+	}
+}
+
+// exists says whether there are records at name or anything below it.
+func (s *Server) exists(name string) bool {
+	if s.zone[name] != nil {
+		return true
+	}
+	for n := range s.zone {
+		if strings.HasSuffix(n, "."+name) {
+			return true
+		}
+	}
+	return false
+}
+
 // insecureAt says whether name or a name above it is marked insecure.
 func (s *Server) insecureAt(name string) bool {
 	for n := name; ; {
 		if s.insecure[n] {
 			return true
 		}
-		_, rest, ok := strings.Cut(n, ".")
-		if !ok || rest == "" {
-			return false
+		_, rest, _ := strings.Cut(n, ".")
+		if rest == "" {
+			return s.insecure["."]
 		}
 		n = rest
 	}
 }
 
-// deny makes reply say that name has no such records (NODATA) if name or
-// anything below it exists, else that it does not exist (NXDOMAIN).
-func (s *Server) deny(reply *dns.Msg, name string) {
-	reply.Rcode = dns.RcodeNameError
-	for n := range s.zone {
-		if n == name || strings.HasSuffix(n, "."+name) {
-			reply.Rcode = dns.RcodeSuccess
-			break
-		}
+// deny makes reply say that there are no such records: NODATA if the name exists, else
+// NXDOMAIN.
+func (s *Server) deny(reply *dns.Msg, exists bool) {
+	if !exists {
+		reply.Rcode = dns.RcodeNameError
 	}
 	soa, _ := dns.NewRR(". 300 IN SOA ns.test. hostmaster.test. 1 3600 600 86400 60")
 	reply.Ns = append(reply.Ns, soa)
