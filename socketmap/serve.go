@@ -29,6 +29,9 @@ const (
 	IdleTimeout = 2 * time.Minute
 	// WriteTimeout is how long a client may take to accept a reply.
 	WriteTimeout = 10 * time.Second
+	// renewAfter is by how much either may be less: to set a deadline takes longer than
+	// to look up an answer.
+	renewAfter = time.Second
 
 	// A query is a map name and a domain name, a reply seldom more than an
 	// MTA-STS policy; both may be larger than these buffers.
@@ -47,8 +50,8 @@ type Handler func(ctx context.Context, mapName, key string) Reply
 //
 // It returns nil if the client closed between two queries, or if ctx ended: the
 // query in hand is still answered then. Malformed input ends the connection
-// without a reply and with an error wrapping ErrMalformed; silence longer than
-// IdleTimeout, or a reply not taken within WriteTimeout, with one wrapping
+// without a reply and with an error wrapping ErrMalformed; silence for IdleTimeout, or a
+// reply not taken within WriteTimeout, both up to a second less, with one wrapping
 // os.ErrDeadlineExceeded.
 func Serve(ctx context.Context, conn net.Conn, h Handler) error {
 	defer conn.Close()
@@ -58,8 +61,9 @@ func Serve(ctx context.Context, conn net.Conn, h Handler) error {
 
 	r := bufio.NewReaderSize(conn, readBuffer)
 	buf := make([]byte, 0, writeBuffer)
+	var deadlinesSet time.Time
 	for {
-		conn.SetReadDeadline(time.Now().Add(IdleTimeout))
+		renewDeadlines(conn, &deadlinesSet)
 		if ctx.Err() != nil { // else wake comes after the deadline just set
 			return nil
 		}
@@ -78,13 +82,22 @@ func Serve(ctx context.Context, conn net.Conn, h Handler) error {
 		reply := answer(handlerCtx, h, mapName, key)
 
 		buf = reply.appendTo(buf[:0])
-		conn.SetWriteDeadline(time.Now().Add(WriteTimeout))
+		renewDeadlines(conn, &deadlinesSet)
 		if _, err := conn.Write(buf); err != nil {
 			return fmt.Errorf("socketmap: write reply: %w", err)
 		}
 		if cap(buf) > 4*writeBuffer { // do not keep the largest reply's buffer for good
 			buf = make([]byte, 0, writeBuffer)
 		}
+	}
+}
+
+// renewDeadlines sets conn's deadlines unless they were set a moment ago.
+func renewDeadlines(conn net.Conn, set *time.Time) {
+	if now := time.Now(); now.Sub(*set) > renewAfter {
+		*set = now
+		conn.SetReadDeadline(now.Add(IdleTimeout))
+		conn.SetWriteDeadline(now.Add(WriteTimeout))
 	}
 }
 

@@ -175,6 +175,32 @@ func TestServeTimeouts(t *testing.T) {
 			}
 		})
 	})
+	t.Run("busy for longer than the timeouts", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			client, server := net.Pipe()
+			done := make(chan error, 1)
+			go func() { done <- Serve(t.Context(), server, echo) }()
+			start := time.Now()
+			buf := make([]byte, len("6:OK M|a,"))
+			for pause := time.Millisecond; pause < IdleTimeout-renewAfter; pause *= 2 {
+				for range 5 {
+					time.Sleep(pause)
+					io.WriteString(client, "3:M a,")
+					if _, err := io.ReadFull(client, buf); err != nil || string(buf) != "6:OK M|a," {
+						t.Fatalf("reply %q, error %v after pauses of up to %v", buf, err, pause)
+					}
+				}
+			}
+			if total := time.Since(start); total < 2*IdleTimeout {
+				t.Errorf("only %v in all", total)
+			}
+			last := time.Now()
+			if err := <-done; !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(last) < IdleTimeout-renewAfter || time.Since(last) > IdleTimeout {
+				t.Errorf("ended after %v with %v", time.Since(last), err)
+			}
+			client.Close()
+		})
+	})
 	t.Run("handler slower than the idle timeout", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			client, server := net.Pipe()
@@ -222,6 +248,25 @@ func TestServeEndOfContext(t *testing.T) {
 			t.Errorf("Serve returned %v", err)
 		}
 	})
+}
+
+// Of a query only its text is allocated: policies are asked for more often than anything
+// else.
+func TestServeAllocations(t *testing.T) {
+	reply := OK("secure match=mx1.good.lab:.good.lab servername=hostname")
+	conn, _ := serve(t, t.Context(), func(context.Context, string, string) Reply { return reply })
+	query, buf := []byte("14:QUERY good.lab,"), make([]byte, 100)
+	n := testing.AllocsPerRun(2000, func() {
+		if _, err := conn.Write(query); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := conn.Read(buf); n != len("58:")+58+1 || err != nil {
+			t.Fatalf("reply %q, error %v", buf[:n], err)
+		}
+	})
+	if n > 1 {
+		t.Errorf("%v allocations for a query", n)
+	}
 }
 
 func BenchmarkServe(b *testing.B) {
