@@ -56,7 +56,7 @@ func TestEveryKey(t *testing.T) {
 org_name = "Exämple, Inc."
 report_domain = "Bücher.example."
 dns.servers = ["192.0.2.1", "::1", "192.0.2.2:5353", "[2001:db8::1]:53"]
-tlspolicy = { listen = ["tcp:127.0.0.1:8891"], tlsrpt = "", allow_networks = ["10.0.0.0/8"] }
+tlspolicy = { listen = ["tcp:127.0.0.1:8891"], tlsrpt = "", allow_networks = ["10.0.0.0/8"], testing_mode = "report", on_error = "defer", maillog = ["journal", "/var/log/mail.log"] }
 
 [store]
 path = "/srv//ruapost.db"
@@ -160,9 +160,9 @@ report = "no"
 				{Domains: []string{"b.example", ".xn--bcher-kva.example"}, IgnoreSTS: true, IgnoreDANE: true, NoReport: true},
 			},
 		},
-		Reporter:  Reporter{"dmarc-noreply@xn--bcher-kva.example", []string{"/usr/lib/sendmail"}, "rfc7489", "/srv/outbox"},
-		DKIM:      DKIM{"example.org", "a.b", "/etc/key.pem"},
-		Metrics:   Metrics{Listen{"tcp", "[::1]:9184"}, Listen{"tcp", "[::1]:9185"}},
+		Reporter: Reporter{"dmarc-noreply@xn--bcher-kva.example", []string{"/usr/lib/sendmail"}, "rfc7489", "/srv/outbox"},
+		DKIM:     DKIM{"example.org", "a.b", "/etc/key.pem"},
+		Metrics:  Metrics{Listen{"tcp", "[::1]:9184"}, Listen{"tcp", "[::1]:9185"}},
 	}
 	if diff := cmp.Diff(want, got, byValue); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

@@ -61,10 +61,18 @@ type Run func(ctx context.Context, cfg *config.Config, reloads <-chan *config.Co
 // signal; 1 when it returns an error; 2 when flags or configuration are wrong, in which
 // case run is not called.
 func Main(name string, run Run) {
-	p := &program{name: name}
+	MainOrCommand(name, "", run, func(_ context.Context, _ *config.Config, args []string) error {
+		return fmt.Errorf("%w: unexpected argument %q", ErrUsage, args[0])
+	})
+}
+
+// MainOrCommand is Main for a daemon that is also a tool for the terminal: if there are
+// arguments behind the flags, it is Command.
+func MainOrCommand(name, usage string, run Run, command func(ctx context.Context, cfg *config.Config, args []string) error) {
+	p := &program{name: name, usage: usage}
 	p.run = func(ctx context.Context, cfg *config.Config, args []string) error {
 		if len(args) > 0 {
-			return fmt.Errorf("%w: unexpected argument %q", ErrUsage, args[0])
+			return command(ctx, cfg, args)
 		}
 		hangups := make(chan os.Signal, 1)
 		signal.Notify(hangups, syscall.SIGHUP)

@@ -1,9 +1,11 @@
 // Package outbound answers Postfix's question for a TLS policy (smtp_tls_policy_maps)
-// from what a domain publishes, DANE or MTA-STS, and turns Postfix's TLSRPT
-// datagrams into Sessions. It also notes which domains mail is sent to.
+// from what a domain publishes, DANE or MTA-STS, and turns what Postfix tells of its TLS
+// sessions, in TLSRPT datagrams or in its log, into Sessions. It also notes which
+// domains mail is sent to.
 //
-// An error answer, or none, makes Postfix defer the mail. So there is none: where
-// nothing is known, the answer is NOTFOUND and main.cf decides.
+// An error answer, or none, makes Postfix defer the mail. So there is none, unless the
+// administrator asks for it: where nothing is known, the answer is NOTFOUND and main.cf
+// decides.
 package outbound
 
 import (
@@ -13,10 +15,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"ruapost"
 	"ruapost/dane"
 	"ruapost/mtasts"
-	"ruapost/resolver"
 	"ruapost/socketmap"
 )
 
@@ -38,82 +41,95 @@ type Resolver interface {
 
 // Policies answers queries. Create it with NewPolicies.
 type Policies struct {
-	// Destinations, unless it is nil, is told of the domains that are asked about.
+	// Destinations, unless it is nil, is told of the domains that are asked about, and
+	// Problems of what keeps a policy from being applied.
 	Destinations *Destinations
+	Problems     *Problems
 
 	resolver   Resolver
+	settings   atomic.Pointer[Settings]
 	sts        *stsCache
+	answers    *answers
 	complained atomic.Int64 // when an unknown table was last asked for, Unix time
 }
 
-// NewPolicies returns a Policies that fetches MTA-STS policies with f.
-func NewPolicies(r Resolver, f *mtasts.Fetcher) *Policies {
-	return &Policies{resolver: r, sts: newSTSCache(r, f)}
+// NewPolicies returns a Policies that fetches MTA-STS policies with f and keeps them in
+// store, or in memory only if that is nil.
+func NewPolicies(r Resolver, f *mtasts.Fetcher, store PolicyStore, s Settings) *Policies {
+	p := &Policies{resolver: r}
+	p.settings.Store(&s)
+	p.answers = newAnswers(p.evaluate)
+	p.sts = newSTSCache(r, f, store, func(domain string) { p.answers.Invalidate(domain) })
+	return p
+}
+
+// Reload changes the settings and the fetcher. Queries that are being answered may still
+// get answers by the old ones, which are forgotten.
+func (p *Policies) Reload(f *mtasts.Fetcher, s Settings) {
+	p.sts.fetcher.Store(f)
+	p.settings.Store(&s)
+	p.answers.InvalidateAll()
 }
 
 // Close ends the fetches that are under way.
-func (p *Policies) Close() { p.sts.close() }
+func (p *Policies) Close() {
+	p.sts.close()
+	p.answers.StopAllGoroutines()
+}
 
 // Answer is the socketmap.Handler.
 func (p *Policies) Answer(ctx context.Context, table, key string) socketmap.Reply {
 	began := time.Now()
-	reply, kind := p.answer(ctx, table, key)
-	queries.WithLabelValues(kind).Inc()
+	reply, counter := p.answer(ctx, table, key)
+	counter.Inc()
 	queryTime.Observe(time.Since(began).Seconds())
 	return reply
 }
 
-// answer returns the reply and what kind it is, for counting.
-func (p *Policies) answer(ctx context.Context, table, key string) (reply socketmap.Reply, kind string) {
+func (p *Policies) answer(ctx context.Context, table, key string) (socketmap.Reply, prometheus.Counter) {
 	if table != TableQuery && table != TableQueryTLSRPT {
-		now, last := time.Now().Unix(), p.complained.Load()
-		if now-last >= int64(complainEach/time.Second) && p.complained.CompareAndSwap(last, now) {
-			slog.Warn("policy: query for an unknown table, see smtp_tls_policy_maps in main.cf",
-				"table", ruapost.Clean(table, 64), "known", TableQuery+", "+TableQueryTLSRPT)
-		}
-		return socketmap.NotFound(), "unknown-table"
+		p.complain(table)
+		return socketmap.NotFound(), queriesUnknownTable
 	}
 	domain, ok := policyDomain(key)
 	if !ok {
-		return socketmap.NotFound(), "no-domain"
+		return socketmap.NotFound(), queriesNoDomain
 	}
+	a, err := p.answers.get(ctx, domain)
+	switch {
+	case err != nil: // ctx has ended, or the evaluation panicked
+		return socketmap.NotFound(), queriesUnknown
+	case table == TableQueryTLSRPT:
+		return a.tlsrpt, a.counter
+	}
+	return a.plain, a.counter
+}
+
+// evaluate finds the answer for a delivery to domain; old is the answer until now, or nil.
+func (p *Policies) evaluate(ctx context.Context, domain string, old *answer) *answer {
 	if p.Destinations != nil {
 		p.Destinations.Add(domain)
 	}
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
-	defer cancel()
-	return p.answerFor(ctx, domain, table == TableQueryTLSRPT)
-}
-
-// answerFor returns the reply about domain and what kind it is.
-func (p *Policies) answerFor(ctx context.Context, domain string, tlsrpt bool) (reply socketmap.Reply, kind string) {
-	// Both at once: most domains have neither, and then both have to be waited for.
-	sts := make(chan *mtasts.Policy, 1)
-	go func() {
-		var policy *mtasts.Policy // stays nil if that panics
-		resolver.Safely(domain, func() { policy = p.sts.policy(ctx, domain) })
-		sts <- policy
-	}()
-	found, err := dane.Lookup(ctx, p.resolver, domain)
-	if err != nil {
-		// Postfix will not find the MX hosts either. An MTA-STS policy that is known
-		// still holds.
-		slog.Debug("policy: DANE lookup failed", "domain", domain, "err", err)
-		found = &dane.Result{}
-	}
-	level, beside := found.Level(false), found.Level(true)
-	if level == dane.LevelNone || level != beside { // else a policy makes no difference
-		if policy := <-sts; policy != nil && policy.Mode == mtasts.ModeEnforce {
-			level = beside
-			if value := secureReply(domain, policy, tlsrpt); level == dane.LevelNone && value != "" {
-				return socketmap.OK(value), "secure"
-			}
+	f := p.find(ctx, domain)
+	a := &answer{verdict: f.verdict(p.settings.Load()), since: time.Now().Unix()}
+	if old != nil {
+		f.log(a.verdict, old.verdict)
+		if a.before = old.verdict; a.sameAs(old.verdict) {
+			a.since, a.before = old.since, old.before
 		}
 	}
-	if level == dane.LevelNone {
-		return socketmap.NotFound(), "none"
+	if p.Problems != nil {
+		p.Problems.add(f, a.verdict)
 	}
-	return socketmap.OK(string(level)), string(level)
+	return a
+}
+
+func (p *Policies) complain(table string) {
+	now, last := time.Now().Unix(), p.complained.Load()
+	if now-last >= int64(complainEach/time.Second) && p.complained.CompareAndSwap(last, now) {
+		slog.Warn("policy: query for an unknown table, see smtp_tls_policy_maps in main.cf",
+			"table", ruapost.Clean(table, 64), "known", TableQuery+", "+TableQueryTLSRPT)
+	}
 }
 
 // policyDomain returns the domain that key asks about. Postfix asks about whatever

@@ -1,24 +1,30 @@
 package outbound
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"log/slog"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/maypok86/otter/v2"
 
+	"ruapost"
 	"ruapost/mtasts"
 	"ruapost/resolver"
 )
 
 const (
 	// maxPolicyBytes bounds the memory for MTA-STS policies, approximately. Those
-	// in use have some hundred octets.
-	maxPolicyBytes = 64 << 20
-	// policyWeight and stringWeight are what an entry and each of a policy's strings
-	// take besides their octets.
-	policyWeight = 512
+	// in use have some hundred octets. What has no room is read from the store again.
+	maxPolicyBytes = 8 << 20
+	// entryWeight, policyWeight and stringWeight are what an entry, a policy and each of
+	// its strings take besides their octets.
+	entryWeight  = 160
+	policyWeight = 352
 	stringWeight = 32
 	// maxFetches is how many fetches may be under way. It is for times when very
 	// many policy hosts are silent: each holds a socket for up to a minute.
@@ -26,18 +32,39 @@ const (
 
 	fetchRetry        = 5 * time.Minute // RFC 8461 3.3
 	minPolicyLifetime = 5 * time.Minute // a max_age of 0 is for one use; one use is a delivery
-	// refreshAfter is when a policy in use is fetched again, whatever its record
-	// says (RFC 8461 3.3 suggests once a day), or after half of its lifetime if that
-	// is less. Otherwise whoever can keep the policy host's answers from us at the
-	// right moment would be rid of the policy.
+	// refreshAfter is when a policy is fetched again, whatever its record says
+	// (RFC 8461 3.3 suggests once a day), or after half of its lifetime if that is less.
+	// Otherwise whoever can keep the policy host's answers from us at the right moment
+	// would be rid of the policy.
 	refreshAfter = 24 * time.Hour
+	// storeTimeout is how long a delivery waits to hear from the store of a policy that
+	// was fetched before, and keepTimeout how long a new one may take to be kept.
+	storeTimeout = time.Second
+	keepTimeout  = 30 * time.Second
 )
 
-// stsCache keeps MTA-STS policies for as long as they say, and fetches them.
+// PolicyStore keeps MTA-STS policies over restarts, and for all processes.
+type PolicyStore interface {
+	// STSPolicy returns the policy of domain, nil if there is none.
+	STSPolicy(ctx context.Context, domain string) (*ruapost.STSPolicy, error)
+	// STSPolicies returns the next policies behind after, by order of their domains.
+	STSPolicies(ctx context.Context, after string, most int) ([]ruapost.STSPolicy, error)
+	// PutSTSPolicy keeps p instead of any other of its domain.
+	PutSTSPolicy(ctx context.Context, p ruapost.STSPolicy) error
+	// DeleteSTSPolicies returns how many there were.
+	DeleteSTSPolicies(ctx context.Context, domains []string) (int, error)
+	// STSVersion changes with each call of the other two, whoever made it.
+	STSVersion(ctx context.Context) (uint64, error)
+}
+
+// stsCache keeps MTA-STS policies for as long as they say, and fetches them. What it has
+// in memory is in the store, too, if there is one that can be written.
 type stsCache struct {
 	resolver mtasts.Resolver
-	fetcher  *mtasts.Fetcher
+	fetcher  atomic.Pointer[mtasts.Fetcher]
+	store    PolicyStore // may be nil
 	now      func() time.Time
+	changed  func(domain string) // called when what is known of domain has changed
 
 	entries *otter.Cache[string, *stsEntry]
 
@@ -47,39 +74,77 @@ type stsCache struct {
 	mu       sync.Mutex
 	closed   bool
 	fetching map[string]chan struct{} // by domain; closed when the fetch is over
-	running  sync.WaitGroup           // the fetches
+	running  sync.WaitGroup           // fetches, and what is being kept
+	writes   version                  // see watch
 }
 
 // stsEntry is what is known of a domain. It is not changed once it is in the cache.
 type stsEntry struct {
-	policy   *mtasts.Policy // nil if none was fetched yet
-	id       string         // the record's ID when it was fetched
-	refresh  time.Time      // when it should be fetched again
-	expires  time.Time
-	failedID string // the ID for which the last fetch failed
+	policy  *mtasts.Policy // nil if none was fetched yet
+	id      string         // the record's ID when it was fetched
+	fetched time.Time
+	expires time.Time
+	used    time.Time // the day of the last use that the store knows of
+	// failedID is the ID for which the last fetch failed with failure.
+	failedID string
 	failedAt time.Time
+	failure  error
 }
 
-func newSTSCache(r mtasts.Resolver, f *mtasts.Fetcher) *stsCache {
+// stsFinding is what a look for a domain's policy has found.
+type stsFinding struct {
+	record    *mtasts.Record // nil if recordErr is set
+	recordErr error
+	// policy is the one that holds, nil if there is none; id is its record's.
+	policy *mtasts.Policy
+	id     string
+	// fetchErr is why the policy of the record's ID could not be fetched, now or within
+	// the last five minutes.
+	fetchErr error
+	// expires is until when the policy holds.
+	expires time.Time
+}
+
+// trouble says that nothing is known of a policy though there may be one, for a reason
+// that may go away, or that whoever is between us and the policy host can cause.
+func (f *stsFinding) trouble() bool {
+	switch {
+	case f.policy != nil:
+		return false
+	case f.recordErr != nil:
+		return resolver.IsTemporary(f.recordErr)
+	}
+	return f.fetchErr != nil && !mtasts.Answered(f.fetchErr)
+}
+
+// errFetching is the error of a fetch that is still under way, errFetches that of one
+// that was not begun.
+var (
+	errFetching = errors.New("the policy is still being fetched")
+	errFetches  = errors.New("too many policies are being fetched")
+)
+
+func newSTSCache(r mtasts.Resolver, f *mtasts.Fetcher, store PolicyStore, changed func(domain string)) *stsCache {
 	c := &stsCache{
-		resolver: r, fetcher: f, now: time.Now,
+		resolver: r, store: store, now: time.Now, changed: changed,
 		entries: otter.Must(&otter.Options[string, *stsEntry]{
 			MaximumWeight: maxPolicyBytes,
 			Weigher:       weight,
 		}),
 		fetching: map[string]chan struct{}{},
 	}
+	c.fetcher.Store(f)
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c
 }
 
 func weight(domain string, e *stsEntry) uint32 {
-	n := policyWeight + len(domain)
+	n := entryWeight + len(domain)
+	if e != nothingKept {
+		n += policyWeight
+	}
 	if e.policy != nil {
-		for _, s := range e.policy.Text {
-			n += stringWeight + len(s)
-		}
-		for _, s := range e.policy.MX {
+		for _, s := range slices.Concat(e.policy.Text, e.policy.MX) {
 			n += stringWeight + len(s)
 		}
 	}
@@ -94,42 +159,99 @@ func (c *stsCache) close() {
 	c.running.Wait()
 }
 
-// policy returns the policy of domain, nil if there is none or it cannot be had in
-// time. A policy that is known and has not expired holds whatever becomes of the
-// record or of a fetch (RFC 8461 3.1, 3.3). It is returned at once: if it is to be
-// fetched again, the next query sees what came of that.
-func (c *stsCache) policy(ctx context.Context, domain string) *mtasts.Policy {
-	entry := c.entry(domain)
-	known := entry.current(c.now())
-	record, err := mtasts.LookupRecord(ctx, c.resolver, domain)
-	var id string
-	switch {
-	case err == nil:
-		id = record.ID
-	case known != nil:
-		id = entry.id
-	default:
-		return nil
+// find looks for the policy of domain, for a delivery. A policy that is known and has
+// not expired holds whatever becomes of the record or of a fetch (RFC 8461 3.1, 3.3). It
+// is returned at once: if it is to be fetched again, the next look sees what came of that.
+func (c *stsCache) find(ctx context.Context, domain string) (f stsFinding) {
+	entry := c.entry(ctx, domain)
+	f.set(entry, c.now())
+	if f.policy != nil {
+		c.use(domain, entry)
 	}
-	if known != nil && id == entry.id && c.now().Before(entry.refresh) || entry.tooSoon(id, c.now()) {
-		return known
+	f.record, f.recordErr = mtasts.LookupRecord(ctx, c.resolver, domain)
+	id := f.id
+	if f.record != nil {
+		id = f.record.ID
+	} else if f.policy == nil {
+		return f
+	}
+	if f.policy != nil && id == f.id && c.now().Before(entry.refreshAt()) || entry.tooSoon(id, c.now()) {
+		f.fetchErr = entry.failureOf(id, c.now())
+		return f
 	}
 	fetched := c.start(domain, id)
-	if known != nil {
-		return known
+	if f.policy != nil {
+		return f
 	}
 	select {
 	case <-fetched:
-		return c.entry(domain).current(c.now())
+		entry = c.known(domain)
+		if f.set(entry, c.now()); f.policy == nil {
+			f.fetchErr = cmp.Or(entry.failureOf(id, c.now()), errFetches)
+		}
 	case <-ctx.Done():
-		return nil
+		f.fetchErr = errFetching
+	}
+	return f
+}
+
+// set takes the policy of e, unless it has expired.
+func (f *stsFinding) set(e *stsEntry, now time.Time) {
+	if f.policy = e.current(now); f.policy != nil {
+		f.id, f.expires = e.id, e.expires
 	}
 }
 
-// entry returns what is known of domain, nil if that is nothing.
-func (c *stsCache) entry(domain string) *stsEntry {
+// known returns what is known of domain in memory, nil if that is nothing.
+func (c *stsCache) known(domain string) *stsEntry {
 	e, _ := c.entries.GetIfPresent(domain)
 	return e
+}
+
+// entry returns what is known of domain in memory or in the store, nil if that is
+// nothing.
+func (c *stsCache) entry(ctx context.Context, domain string) *stsEntry {
+	e := c.known(domain)
+	if e != nil || c.store == nil {
+		return e
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	p, err := c.store.STSPolicy(ctx, domain)
+	switch {
+	case err != nil:
+		storeErrors.Inc()
+		slog.Warn("MTA-STS policy cannot be read from the store", "domain", domain, "err", err)
+		return nil
+	case p == nil:
+		e = nothingKept
+	default:
+		e = keptEntry(p)
+	}
+	e, _ = c.entries.SetIfAbsent(domain, e) // a fetch may have been quicker
+	return e
+}
+
+// nothingKept is the entry of a domain that the store has no policy of.
+var nothingKept = &stsEntry{}
+
+// keptEntry is what the store has kept.
+func keptEntry(p *ruapost.STSPolicy) *stsEntry {
+	return &stsEntry{
+		policy: &mtasts.Policy{
+			Mode: mtasts.Mode(p.Mode), MX: p.MX, Text: p.Text,
+			MaxAge: p.Expires.Sub(p.Fetched),
+		},
+		id: p.ID, fetched: p.Fetched, expires: p.Expires, used: p.Used,
+	}
+}
+
+// kept is e as the store keeps it.
+func (e *stsEntry) kept(domain string) ruapost.STSPolicy {
+	return ruapost.STSPolicy{
+		Domain: domain, ID: e.id, Mode: string(e.policy.Mode), MX: e.policy.MX, Text: e.policy.Text,
+		Fetched: e.fetched, Expires: e.expires, Used: e.used,
+	}
 }
 
 // current returns the policy unless it has expired.
@@ -140,11 +262,38 @@ func (e *stsEntry) current(now time.Time) *mtasts.Policy {
 	return e.policy
 }
 
+// refreshAt is when the policy should be fetched again though its record is the same.
+func (e *stsEntry) refreshAt() time.Time {
+	return e.fetched.Add(min(refreshAfter, e.expires.Sub(e.fetched)/2))
+}
+
 // tooSoon says whether the last fetch for this ID failed only recently. To fetch
 // again what is known is no hurry: then the last one for whatever ID counts.
 func (e *stsEntry) tooSoon(id string, now time.Time) bool {
 	return e != nil && (id == e.failedID || id == e.id) && now.Sub(e.failedAt) < fetchRetry
 }
+
+// failureOf returns why the last fetch for this ID failed, if that is not long ago.
+func (e *stsEntry) failureOf(id string, now time.Time) error {
+	if e.tooSoon(id, now) {
+		return e.failure
+	}
+	return nil
+}
+
+// use notes that the policy is in use today.
+func (c *stsCache) use(domain string, e *stsEntry) {
+	today := day(c.now())
+	if e.used.Equal(today) {
+		return
+	}
+	used := *e
+	used.used = today
+	c.entries.Set(domain, &used)
+	c.keep(domain, &used)
+}
+
+func day(t time.Time) time.Time { return t.UTC().Truncate(24 * time.Hour) }
 
 // start has the domain's policy fetched unless that is already under way. The
 // channel is closed when it is over, at once if it cannot be begun.
@@ -175,28 +324,58 @@ func (c *stsCache) start(domain, id string) <-chan struct{} {
 func (c *stsCache) fetch(domain, id string) {
 	var policy *mtasts.Policy
 	var err error
-	if perr := resolver.Safely(domain, func() { policy, err = c.fetcher.Fetch(c.ctx, domain) }); perr != nil {
+	if perr := resolver.Safely(domain, func() { policy, err = c.fetcher.Load().Fetch(c.ctx, domain) }); perr != nil {
 		err = perr
 	}
 	now := c.now()
-	fresh := stsEntry{}
+	old := c.known(domain)
 	if err != nil {
-		old := c.entry(domain)
 		fetches.WithLabelValues("failed").Inc()
 		slog.Warn("MTA-STS policy cannot be fetched", "domain", domain, "id", id,
 			"known", old.current(now) != nil, "err", err)
+		fresh := stsEntry{}
 		if old != nil {
 			fresh = *old
 		}
-		fresh.failedID, fresh.failedAt = id, now
-	} else {
-		fetches.WithLabelValues("ok").Inc()
-		slog.Info("MTA-STS policy", "domain", domain, "mode", policy.Mode, "id", id, "max_age", policy.MaxAge)
-		lifetime := max(policy.MaxAge, minPolicyLifetime)
-		fresh = stsEntry{
-			policy: policy, id: id,
-			refresh: now.Add(min(refreshAfter, lifetime/2)), expires: now.Add(lifetime),
-		}
+		fresh.failedID, fresh.failedAt, fresh.failure = id, now, err
+		c.entries.Set(domain, &fresh)
+		return
 	}
-	c.entries.Set(domain, &fresh)
+	fetches.WithLabelValues("ok").Inc()
+	fresh := &stsEntry{
+		policy: policy, id: id,
+		fetched: now, expires: now.Add(max(policy.MaxAge, minPolicyLifetime)), used: day(now),
+	}
+	if known := old.current(now); known == nil || known.Mode != policy.Mode || !slices.Equal(known.MX, policy.MX) {
+		slog.Info("MTA-STS policy", "domain", domain, "mode", policy.Mode, "mx", policy.MX, "id", id, "max_age", policy.MaxAge)
+	}
+	if old != nil && old.policy != nil {
+		fresh.used = old.used
+	}
+	c.entries.Set(domain, fresh)
+	c.keep(domain, fresh)
+	c.changed(domain)
+}
+
+// keep writes e to the store, without anybody waiting for it.
+func (c *stsCache) keep(domain string, e *stsEntry) {
+	if c.store == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return // the next process fetches it again
+	}
+	c.running.Go(func() {
+		ctx, cancel := context.WithTimeout(c.ctx, keepTimeout)
+		defer cancel()
+		c.writes.begin()
+		err := c.store.PutSTSPolicy(ctx, e.kept(domain))
+		c.writes.end(err == nil)
+		if err != nil {
+			storeErrors.Inc()
+			slog.Warn("MTA-STS policy is kept in memory only", "domain", domain, "err", err)
+		}
+	})
 }

@@ -21,14 +21,20 @@ import (
 	"ruapost/socketmap"
 )
 
-// maxConnections is far above what Postfix has by default: default_process_limit
-// is 100 smtp processes per transport, each with one connection.
-const maxConnections = 1000
+const (
+	// maxConnections is far above what Postfix has by default: default_process_limit
+	// is 100 smtp processes per transport, each with one connection.
+	maxConnections = 2000
+	// dnsCacheBytes is less than the resolver has by default: answers are kept, too.
+	dnsCacheBytes = 8 << 20
+)
 
-func main() { daemon.Main("ruapost-tlspolicy", run) }
+func main() { daemon.MainOrCommand("ruapost-tlspolicy", usage, run, terminal) }
 
-func run(ctx context.Context, cfg *config.Config, reloads <-chan *config.Config) (err error) {
-	dns, err := resolver.New(resolver.Config{Servers: cfg.DNS.Servers})
+func run(ctx context.Context, cfg *config.Config, reloads <-chan *config.Config) error {
+	dns, err := resolver.New(resolver.Config{
+		Servers: cfg.DNS.Servers, CacheBytes: dnsCacheBytes, WantDNSSEC: true,
+	})
 	if err != nil {
 		return err
 	}
@@ -42,58 +48,114 @@ func run(ctx context.Context, cfg *config.Config, reloads <-chan *config.Config)
 		if events, err = daemon.ListenPacket("tlsrpt", cfg.TLSPolicy.TLSRPT); err != nil {
 			return err
 		}
+		defer events.Close()
+	}
+	store, err := bboltstore.Open(cfg.Store.Path)
+	if err != nil {
+		// Postfix's mail needs the policies all the same, and room in its socket.
+		slog.Error("TLS sessions are not recorded, MTA-STS policies only kept in memory", "err", err)
+	}
+	o := newOutbound(cfg, dns, store)
+	var recording sync.WaitGroup
+	recording.Go(func() { o.record(ctx, events) })
+	go o.reload(reloads)
+	go daemon.ServeMetrics(ctx, cfg.Metrics.TLSPolicy)
+	daemon.Ready()
+	server := &daemon.Server{Name: "policy", MaxConns: maxConnections, Handle: o.serve}
+	server.Serve(ctx, listeners...)
+	o.policies.Close()
+	recording.Wait()
+	if store == nil {
+		return nil
+	}
+	return store.Close()
+}
+
+// outboundParts are the parts of the daemon that there are for outbound mail.
+type outboundParts struct {
+	cfg      *config.Config
+	dns      *resolver.Resolver
+	store    *bboltstore.Store // nil if it cannot be used
+	policies *outbound.Policies
+}
+
+func newOutbound(cfg *config.Config, dns *resolver.Resolver, store *bboltstore.Store) *outboundParts {
+	o := &outboundParts{cfg: cfg, dns: dns, store: store}
+	var kept outbound.PolicyStore
+	if store != nil {
+		kept = store
+	}
+	o.policies = outbound.NewPolicies(dns, fetcher(cfg, dns), kept, settings(cfg))
+	if store == nil {
+		return o
 	}
 	suffixes, err := cfg.Milter.Suffixes()
 	if err != nil {
 		slog.Error("organizational domains are found by the tree walk", "err", err)
 	}
-	destinations := outbound.NewDestinations(&dmarc.Evaluator{Resolver: dns, Suffixes: suffixes})
-	recorded := make(chan error, 1)
-	go func() { recorded <- record(ctx, events, destinations, cfg.Store.Path) }()
-	defer func() { err = errors.Join(err, <-recorded) }()
-	policies := outbound.NewPolicies(dns, &mtasts.Fetcher{Resolver: dns, AllowNetworks: cfg.TLSPolicy.AllowNetworks})
-	policies.Destinations = destinations
-	defer policies.Close()
-	go func() {
-		for range reloads {
-			slog.Warn("this daemon takes a new configuration by a restart only")
-		}
-	}()
-	go daemon.ServeMetrics(ctx, cfg.Metrics.TLSPolicy)
-	daemon.Ready()
-	server := &daemon.Server{Name: "policy", MaxConns: maxConnections, Handle: func(ctx context.Context, conn net.Conn) {
-		if err := socketmap.Serve(ctx, conn, policies.Answer); err != nil {
-			level := slog.LevelWarn
-			if errors.Is(err, os.ErrDeadlineExceeded) { // a client that asks no more
-				level = slog.LevelDebug
-			}
-			slog.Log(ctx, level, "policy: connection ended", "err", err)
-		}
-	}}
-	server.Serve(ctx, listeners...)
-	return nil
+	o.policies.Destinations = outbound.NewDestinations(&dmarc.Evaluator{Resolver: dns, Suffixes: suffixes})
+	o.policies.Problems = outbound.NewProblems(dns)
+	o.policies.Problems.FromLog = len(cfg.TLSPolicy.Maillog) > 0
+	return o
 }
 
-// record records what events tells of, and the destinations, until ctx ends. Without a
-// store it goes on all the same: Postfix's mail needs the policies, and room in the
-// socket.
-func record(ctx context.Context, events *net.UnixConn, destinations *outbound.Destinations, path string) error {
-	if events != nil {
-		defer events.Close()
-	}
-	store, err := bboltstore.Open(path)
-	if err != nil {
-		slog.Error("TLS sessions are not recorded", "err", err)
+// record records what Postfix tells of, and what is found out beside it, until ctx ends.
+func (o *outboundParts) record(ctx context.Context, events *net.UnixConn) {
+	if o.store == nil {
 		if events != nil {
 			outbound.Receive(ctx, events, nil)
 		}
-		return nil
+		return
 	}
-	var recording sync.WaitGroup
-	recording.Go(func() { destinations.Run(ctx, store) })
+	sessions := outbound.NewSessions(o.policies, o.dns, o.store)
+	var parts sync.WaitGroup
+	parts.Go(func() { o.policies.Run(ctx) })
+	parts.Go(func() { o.policies.Destinations.Run(ctx, o.store) })
+	parts.Go(func() { o.policies.Problems.Run(ctx, sessions) })
 	if events != nil {
-		outbound.Receive(ctx, events, store)
+		parts.Go(func() { outbound.Receive(ctx, events, sessions) })
 	}
-	recording.Wait()
-	return store.Close()
+	logs := &outbound.Logs{
+		Policies: o.policies, Sessions: sessions, Store: o.store, Resolver: o.dns,
+		Sources: o.cfg.TLSPolicy.Maillog, ReportFrom: o.cfg.Reporter.From,
+	}
+	parts.Go(func() { logs.Run(ctx) })
+	parts.Wait()
+}
+
+// reload takes new configurations.
+func (o *outboundParts) reload(reloads <-chan *config.Config) {
+	for cfg := range reloads {
+		s := settings(cfg)
+		o.policies.Reload(fetcher(cfg, o.dns), s)
+		slog.Info("configuration reloaded; sockets, maillog, store, name servers and metrics are changed by a restart only",
+			"testing_mode_report", s.ReportTesting, "on_error_defer", s.DeferOnError, "tls_overrides", len(s.Overrides))
+	}
+}
+
+// serve is the handler of a connection of Postfix.
+func (o *outboundParts) serve(ctx context.Context, conn net.Conn) {
+	if err := socketmap.Serve(ctx, conn, o.policies.Answer); err != nil {
+		level := slog.LevelWarn
+		if errors.Is(err, os.ErrDeadlineExceeded) { // a client that asks no more
+			level = slog.LevelDebug
+		}
+		slog.Log(ctx, level, "policy: connection ended", "err", err)
+	}
+}
+
+func fetcher(cfg *config.Config, dns *resolver.Resolver) *mtasts.Fetcher {
+	return &mtasts.Fetcher{Resolver: dns, AllowNetworks: cfg.TLSPolicy.AllowNetworks}
+}
+
+// settings is what the configuration says about the policies.
+func settings(cfg *config.Config) outbound.Settings {
+	s := outbound.Settings{ReportTesting: cfg.TLSPolicy.ReportTesting, DeferOnError: cfg.TLSPolicy.DeferOnError}
+	for _, o := range cfg.TLSPolicy.Overrides {
+		s.Overrides = append(s.Overrides, outbound.Override{
+			Domains: o.Domains, Level: outbound.Level(o.Level),
+			IgnoreSTS: o.IgnoreSTS, IgnoreDANE: o.IgnoreDANE, NoReport: o.NoReport,
+		})
+	}
+	return s
 }

@@ -1,0 +1,213 @@
+package outbound
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"ruapost"
+	"ruapost/bboltstore"
+	"ruapost/mtasts"
+	"ruapost/resolver"
+)
+
+// keptRig is a rig whose policies are kept in a store.
+type keptRig struct {
+	*rig
+	store *bboltstore.Store
+	ca    *mtasts.Fetcher
+}
+
+func newKeptRig(t *testing.T) *keptRig {
+	r := &keptRig{rig: stsRig(t), store: openStore(t, t.TempDir())}
+	r.ca = r.sts.fetcher.Load()
+	r.restart()
+	r.dns.Add(`_mta-sts.example.com. 300 IN TXT "v=STSv1; id=1"`)
+	r.publish("enforce")
+	return r
+}
+
+func (r *keptRig) publish(mode string) {
+	r.rig.host.SetPolicy("example.com", "version: STSv1", "mode: "+mode, "mx: mx.example.com", "max_age: 604800")
+}
+
+// restart replaces the policies by those of another process on the same store.
+func (r *keptRig) restart() { r.Policies = r.another() }
+
+func (r *keptRig) another() *Policies {
+	p := NewPolicies(r.Policies.resolver, r.ca, r.store, Settings{})
+	r.t.Cleanup(p.Close)
+	return p
+}
+
+// settle waits until what was fetched is kept.
+func (r *keptRig) settle() { r.sts.running.Wait() }
+
+// freshDNS makes changes to the zone seen at once.
+func (r *keptRig) freshDNS() {
+	res, err := resolver.New(resolver.Config{Servers: []string{r.dns.Addr}})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(res.Close)
+	r.sts.resolver = res
+}
+
+func (r *keptRig) at(d time.Duration) { r.sts.now = func() time.Time { return time.Now().Add(d) } }
+
+func (r *keptRig) stored() *ruapost.STSPolicy {
+	r.t.Helper()
+	p, err := r.store.STSPolicy(r.t.Context(), "example.com")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return p
+}
+
+const enforced = "OK secure match=mx.example.com servername=hostname"
+
+// RFC 8461 5.1: a policy survives a restart, though its record and its host are gone.
+func TestPolicySurvivesRestart(t *testing.T) {
+	r := newKeptRig(t)
+	if got := r.ask(TableQuery, "example.com"); got != enforced {
+		t.Fatal(got)
+	}
+	r.settle()
+	first := r.stored()
+	r.dns.Remove("_mta-sts.example.com")
+	r.rig.host.SetPolicy("example.com")
+	r.restart()
+	r.freshDNS()
+	if got := r.ask(TableQuery, "example.com"); got != enforced {
+		t.Error(got)
+	}
+	if first == nil || first.ID != "1" || first.Mode != "enforce" || len(first.Text) != 4 || !first.Used.Equal(day(time.Now())) {
+		t.Errorf("kept: %+v", first)
+	}
+	// It serves other processes as well, and not longer than it says.
+	r.restart()
+	r.freshDNS()
+	r.at(first.Expires.Sub(time.Now()) + time.Second)
+	if got := r.ask(TableQuery, "example.com"); got != "NOTFOUND " {
+		t.Errorf("expired: %s", got)
+	}
+}
+
+// A purge by another process is noticed, own changes are not taken for one.
+func TestPurge(t *testing.T) {
+	r := newKeptRig(t)
+	r.watch(t.Context())
+	r.ask(TableQuery, "example.com")
+	r.settle()
+	r.watch(t.Context())
+	if r.sts.known("example.com") == nil {
+		t.Error("forgotten because of what was kept just now")
+	}
+	r.dns.Remove("_mta-sts.example.com")
+	r.freshDNS()
+	if _, err := r.store.DeleteSTSPolicies(t.Context(), []string{"example.com"}); err != nil {
+		t.Fatal(err)
+	}
+	r.watch(t.Context())
+	if got := r.ask(TableQuery, "example.com"); got != "NOTFOUND " {
+		t.Errorf("after a purge: %s", got)
+	}
+	// What another process has fetched meanwhile is seen, too.
+	r.dns.Add(`_mta-sts.example.com. 300 IN TXT "v=STSv1; id=1"`)
+	other := r.another()
+	<-other.sts.start("example.com", "1")
+	other.sts.running.Wait()
+	r.rig.host.SetPolicy("example.com")
+	r.watch(t.Context())
+	if got := r.ask(TableQuery, "example.com"); got != enforced {
+		t.Errorf("fetched by another process: %s", got)
+	}
+}
+
+// RFC 8461 3.3, 8.3: what is due about each kept policy once an hour.
+func TestRefreshAll(t *testing.T) {
+	const day = 24 * time.Hour
+	for _, tc := range []struct {
+		name    string
+		mode    string        // of the kept policy
+		after   time.Duration // how much later it is
+		unused  time.Duration // how long it was not used
+		publish string        // then, "" for nothing
+		record  string        // its ID then, "" for none
+		want    string        // the mode of what is kept
+		fetches int
+	}{
+		{"fresh", "enforce", day - time.Minute, 0, "testing", "1", "enforce", 0},
+		{"fresh, but the record is new: the next delivery sees that", "enforce", time.Hour, 0, "testing", "2", "enforce", 0},
+		{"a day old", "enforce", day, 0, "testing", "1", "testing", 1},
+		{"a day old, and the host has nothing", "enforce", day, 0, "", "1", "enforce", 1},
+		{"a day old, without a record", "enforce", day, 0, "testing", "", "enforce", 0},
+		{"mode none replaces at once", "enforce", day, 0, "none", "2", "none", 1},
+		{"mode none without a record", "none", time.Hour, 0, "", "", "", 0},
+		{"mode none, still announced", "none", time.Hour, 0, "none", "1", "none", 0},
+		{"mode none, announced anew", "none", time.Hour, 0, "enforce", "2", "enforce", 1},
+		{"expired", "enforce", 8 * day, 0, "enforce", "1", "", 0},
+		{"not used for 180 days", "enforce", time.Hour, unusedAfter, "enforce", "1", "", 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := newKeptRig(t)
+			r.publish(tc.mode)
+			<-r.sts.start("example.com", "1")
+			r.settle()
+			p := r.stored()
+			p.Used = p.Used.Add(-tc.unused)
+			if err := r.store.PutSTSPolicy(t.Context(), *p); err != nil {
+				t.Fatal(err)
+			}
+			r.rig.host.SetPolicy("example.com")
+			if tc.publish != "" {
+				r.publish(tc.publish)
+			}
+			r.dns.Remove("_mta-sts.example.com")
+			if tc.record != "" {
+				r.dns.Add(`_mta-sts.example.com. 300 IN TXT "v=STSv1; id=` + tc.record + `"`)
+			}
+			r.restart()
+			r.at(tc.after)
+			before := len(r.rig.host.Requests())
+			r.sts.refreshAll(t.Context())
+			r.settle()
+			mode := ""
+			if p := r.stored(); p != nil {
+				mode = p.Mode
+			}
+			if n := len(r.rig.host.Requests()) - before; mode != tc.want || n != tc.fetches {
+				t.Errorf("mode %q, %d fetches; want %q, %d", mode, n, tc.want, tc.fetches)
+			}
+		})
+	}
+}
+
+// A store that does not answer takes nothing away but what is only there, and no more
+// time than there is.
+func TestPolicyWithoutStore(t *testing.T) {
+	r := newKeptRig(t)
+	r.sts.store = lockedStore{}
+	began := time.Now()
+	if got := r.ask(TableQuery, "example.com"); got != enforced {
+		t.Error(got)
+	}
+	if waited := time.Since(began); waited > queryTimeout {
+		t.Errorf("waited %v", waited)
+	}
+	r.Policies.Close() // ends what waits for the store
+}
+
+// lockedStore is as long busy as one waits.
+type lockedStore struct{ PolicyStore }
+
+func (lockedStore) STSPolicy(ctx context.Context, _ string) (*ruapost.STSPolicy, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func (lockedStore) PutSTSPolicy(ctx context.Context, _ ruapost.STSPolicy) error {
+	<-ctx.Done()
+	return errors.New("locked")
+}

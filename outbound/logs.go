@@ -1,0 +1,234 @@
+package outbound
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"ruapost"
+	"ruapost/dane"
+	"ruapost/maillog"
+	"ruapost/resolver"
+	"ruapost/tlsrpt"
+)
+
+const (
+	// Journal is the source of log lines that is the systemd journal.
+	Journal = "journal"
+	// logTimeout is how long what a log told may wait for the DNS and the store; then it
+	// is read again.
+	logTimeout = time.Minute
+	// logLookups is how many events are looked at at a time.
+	logLookups = 16
+)
+
+var journalctl = []string{"journalctl"}
+
+// PositionRecorder is what Logs asks of the store.
+type PositionRecorder interface {
+	// Position returns how far the source was read, "" if it never was.
+	Position(ctx context.Context, source string) (string, error)
+	// RecordSessionsAt is RecordSessions, and notes together with the sessions how far
+	// the source was read.
+	RecordSessionsAt(ctx context.Context, sessions []ruapost.Session, at ruapost.Position) error
+}
+
+// Logs turns Postfix's log into TLS sessions. Its lines do not tell which policy
+// applied: that follows from the answer that Postfix got, and from what the DNS says
+// about the mail servers.
+type Logs struct {
+	Policies *Policies
+	Sessions *Sessions
+	Store    PositionRecorder
+	// Resolver tells who asks for reports.
+	Resolver tlsrpt.Resolver
+	// Sources are Journal, or paths of log files.
+	Sources []string
+	// ReportFrom is the envelope sender of reports, whose deliveries do not count.
+	ReportFrom string
+}
+
+// Run reads the sources until ctx ends.
+func (l *Logs) Run(ctx context.Context) {
+	var sources sync.WaitGroup
+	for _, source := range l.Sources {
+		sources.Go(func() { l.read(ctx, source) })
+	}
+	sources.Wait()
+}
+
+func (l *Logs) read(ctx context.Context, source string) {
+	position, err := l.position(ctx, source)
+	if err != nil {
+		return // ctx has ended
+	}
+	reader := maillog.New(l.ReportFrom)
+	var events []maillog.Event
+	failed := false
+	deliver := func(entries []maillog.Entry, position string) error {
+		if !failed { // else these are the same again, and the reader remembers what it has read
+			events = reader.Read(entries)
+		}
+		ctx, cancel := context.WithTimeout(ctx, logTimeout)
+		defer cancel()
+		err := l.record(ctx, events, ruapost.Position{Source: source, At: position})
+		failed = err != nil
+		return err
+	}
+	if source == Journal {
+		maillog.Journal(ctx, journalctl, position, deliver)
+	} else {
+		maillog.Follow(ctx, source, position, deliver)
+	}
+}
+
+// position asks the store until it answers, how far the source was read.
+func (l *Logs) position(ctx context.Context, source string) (string, error) {
+	for {
+		asked, cancel := context.WithTimeout(ctx, logTimeout)
+		position, err := l.Store.Position(asked, source)
+		cancel()
+		if err == nil {
+			return position, nil
+		}
+		slog.Warn("Postfix's log is not read yet: the store does not say how far it was read", "source", source, "err", err)
+		select {
+		case <-time.After(readRetry):
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
+	}
+}
+
+// record records what the events tell, and that they need not be read again.
+func (l *Logs) record(ctx context.Context, events []maillog.Event, at ruapost.Position) error {
+	found := make([][]ruapost.Session, len(events))
+	var lookups sync.WaitGroup
+	turns := make(chan struct{}, logLookups)
+	for i := range events {
+		turns <- struct{}{}
+		lookups.Go(func() {
+			defer func() { <-turns }()
+			resolver.Safely(events[i].Domains[0], func() { found[i] = l.sessions(ctx, &events[i]) })
+		})
+	}
+	lookups.Wait()
+	sessions := l.Sessions.forReports(ctx, slices.Concat(found...))
+	if err := l.Store.RecordSessionsAt(ctx, sessions, at); err != nil {
+		return err
+	}
+	for i := range events {
+		logEvents.WithLabelValues(logResult(&events[i], found[i])).Inc()
+	}
+	return nil
+}
+
+func logResult(e *maillog.Event, sessions []ruapost.Session) string {
+	switch {
+	case e.Kind == maillog.KindPlaintext:
+		return "plaintext"
+	case e.Datagram:
+		return "datagram"
+	case len(sessions) == 0:
+		return "unreported"
+	}
+	return "recorded"
+}
+
+// sessions returns what an event is for the domains that ask for reports. One told by a
+// datagram as well counts there.
+func (l *Logs) sessions(ctx context.Context, e *maillog.Event) []ruapost.Session {
+	if e.Kind == maillog.KindPlaintext || e.Datagram {
+		return nil
+	}
+	var all []ruapost.Session
+	for _, domain := range e.Domains {
+		record, err := tlsrpt.LookupRecord(ctx, l.Resolver, domain)
+		if err != nil || len(record.RUA) == 0 {
+			if err != nil && !errors.Is(err, tlsrpt.ErrNoRecord) && !errors.Is(err, tlsrpt.ErrMultipleRecords) {
+				slog.Debug("maillog: session not reported", "domain", domain, "err", err)
+			}
+			continue
+		}
+		if s, ok := l.session(ctx, domain, e); ok {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// session returns what an event is for a domain, false if it has nothing to do with the
+// domain's own mail servers.
+func (l *Logs) session(ctx context.Context, domain string, e *maillog.Event) (s ruapost.Session, ok bool) {
+	a, err := l.Policies.answers.get(ctx, domain)
+	if err != nil {
+		return s, false
+	}
+	host, ok := l.host(ctx, domain, e.MX)
+	if !ok {
+		return s, false
+	}
+	s = ruapost.Session{Time: e.Time, Domain: domain, Uncounted: e.Kind == maillog.KindProblem}
+	v := a.at(e.Time)
+	s.Policy = policyOf(domain, v, host, s.Uncounted)
+	if e.Failure.Result != "" {
+		s.Failed, s.Failures = !s.Uncounted, []ruapost.TLSFailure{e.Failure}
+	}
+	if v.level == LevelTesting && !s.Failed && !s.Uncounted {
+		s.Failures = testingFailures(v, e)
+		s.Failed = len(s.Failures) > 0
+	}
+	return s, true
+}
+
+// host returns the domain's MX host of this name, false if it has none: mail to the
+// domain was then routed to a relay host, whose sessions are not the domain's.
+func (l *Logs) host(ctx context.Context, domain, name string) (*dane.Host, bool) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	found, err := dane.Lookup(ctx, l.Policies.resolver, domain)
+	if err != nil {
+		return nil, false
+	}
+	i := slices.IndexFunc(found.Hosts, func(h dane.Host) bool { return h.Name == name })
+	if i < 0 {
+		return &dane.Host{Name: name}, found.Skipped > 0 // it may be one that was not looked at
+	}
+	return &found.Hosts[i], true
+}
+
+// policyOf returns the policy that a session with host was held to, as Postfix 3.10
+// would tell it; host's TLSA records are meant if problem is set at a DANE level, since
+// those are what the problem is about.
+func policyOf(domain string, v *verdict, host *dane.Host, problem bool) ruapost.TLSPolicy {
+	switch v.level {
+	case LevelSTS, LevelTesting:
+		return stsPolicy(domain, v.policy)
+	case LevelDANE, LevelDANEOnly:
+		if len(host.TLSA) > 0 || problem {
+			return tlsaPolicy(host)
+		}
+	}
+	return ruapost.TLSPolicy{Type: ruapost.PolicyNone, Domain: domain}
+}
+
+// testingFailures are those that would have kept mail from the server if the policy was
+// enforced (RFC 8461 5).
+func testingFailures(v *verdict, e *maillog.Event) []ruapost.TLSFailure {
+	failure := ruapost.TLSFailure{ReceivingMX: e.MX}
+	if e.IP.IsValid() {
+		failure.ReceivingIP = e.IP.String()
+	}
+	switch {
+	case !v.policy.Matches(e.MX):
+		failure.Result, failure.Reason = ruapost.ResultValidationFailure, reasonMXOutside
+	case e.Peer == maillog.PeerUntrusted, e.Peer == maillog.PeerAnonymous:
+		failure.Result = ruapost.ResultCertificateNotTrusted
+	default:
+		return nil
+	}
+	return []ruapost.TLSFailure{failure}
+}

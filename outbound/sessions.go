@@ -1,0 +1,101 @@
+package outbound
+
+import (
+	"context"
+	"time"
+
+	"github.com/maypok86/otter/v2"
+
+	"ruapost"
+	"ruapost/tlsrpt"
+)
+
+const (
+	// maxHosts is the number of MX hosts that are remembered to ask for reports, or not,
+	// for hostFor.
+	maxHosts = 10_000
+	hostFor  = 10 * time.Minute
+	// hostTimeout is how long the sessions of one call wait for that to be found out.
+	hostTimeout = 5 * time.Second
+)
+
+// Sessions decides into which reports TLS sessions go, and records them. Create it with
+// NewSessions.
+type Sessions struct {
+	policies *Policies
+	resolver tlsrpt.Resolver
+	rec      Recorder
+	// hosts are the MX hosts that are known to ask for reports, or not to.
+	hosts *otter.Cache[string, bool]
+}
+
+// NewSessions returns a Sessions that records into rec.
+func NewSessions(p *Policies, r tlsrpt.Resolver, rec Recorder) *Sessions {
+	return &Sessions{
+		policies: p, resolver: r, rec: rec,
+		hosts: otter.Must(&otter.Options[string, bool]{
+			MaximumSize:      maxHosts,
+			ExpiryCalculator: otter.ExpiryCreating[string, bool](hostFor),
+		}),
+	}
+}
+
+// RecordSessions records the sessions in all reports that they are part of.
+func (r *Sessions) RecordSessions(ctx context.Context, sessions []ruapost.Session) error {
+	return r.rec.RecordSessions(ctx, r.forReports(ctx, sessions))
+}
+
+// forReports returns the sessions as they stand in reports: without those of domains that
+// are not to get any, and again for each MX host that asks for reports of its own.
+func (r *Sessions) forReports(ctx context.Context, sessions []ruapost.Session) []ruapost.Session {
+	ctx, cancel := context.WithTimeout(ctx, hostTimeout)
+	defer cancel()
+	settings := r.policies.settings.Load()
+	var all []ruapost.Session
+	for _, s := range sessions {
+		if !settings.override(s.Domain).NoReport {
+			r.judgeHosts(&s)
+			all = append(all, s)
+		}
+		// The policy domain of DANE is the MX host, which may serve many recipient domains
+		// and belong to somebody else than they do (RFC 8460 1.1).
+		host := s.Policy.Domain
+		if s.Policy.Type == ruapost.PolicyTLSA && host != s.Domain &&
+			!settings.override(host).NoReport && r.asksForReports(ctx, host) {
+			s.Domain = host
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// judgeHosts makes s a failed session if it can only have been with an MX host outside
+// the MTA-STS policy: at a level where nothing is enforced Postfix does not look.
+func (r *Sessions) judgeHosts(s *ruapost.Session) {
+	if s.Failed || s.Uncounted || s.Policy.Type != ruapost.PolicySTS {
+		return
+	}
+	a, ok := r.policies.answers.GetIfPresent(s.Domain)
+	if !ok {
+		return
+	}
+	if v := a.at(s.Time); v.level == LevelTesting && v.hostOutside {
+		s.Failed = true
+		s.Failures = []ruapost.TLSFailure{{Result: ruapost.ResultValidationFailure, Reason: reasonMXOutside}}
+	}
+}
+
+// asksForReports says whether an MX host has a TLSRPT record of its own. What cannot be
+// found out is taken for a no: nothing is lost but this host's own view.
+func (r *Sessions) asksForReports(ctx context.Context, host string) bool {
+	if asks, ok := r.hosts.GetIfPresent(host); ok {
+		return asks
+	}
+	if ctx.Err() != nil {
+		return false
+	}
+	record, err := tlsrpt.LookupRecord(ctx, r.resolver, host)
+	asks := err == nil && len(record.RUA) > 0
+	r.hosts.Set(host, asks)
+	return asks
+}
