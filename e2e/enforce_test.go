@@ -206,7 +206,7 @@ func testEnforce(t *testing.T, v version) {
 	s.w.receives("esp.example", "xn--bcher-kva.example", "author.example", "temp.example", "stranger.example")
 	s.addKey("xn--bcher-kva.example")
 	s.addKey("stranger.example")
-	s.p.write("etc/postfix/main.cf", s.p.read("etc/postfix/main.cf")+"transport_maps = inline:{bob@receiver.example=discard:}\n")
+	s.p.configure(s.p.read("etc/postfix/main.cf") + "transport_maps = inline:{bob@receiver.example=discard:}\n")
 
 	for _, ph := range enforcePhases {
 		s.run(ph)

@@ -78,8 +78,8 @@ func prerequisites() error {
 		return errors.New("they need iproute2; run e2e/setup.sh")
 	}
 	for _, v := range versions {
-		for _, program := range []string{"postfix", "opendkim"} {
-			if _, err := os.Stat(filepath.Join(cacheDir(), v.release, "usr/sbin", program)); err != nil {
+		for _, program := range []string{"sbin/postfix", "sbin/opendkim", "sbin/unbound", "bin/ldns-signzone"} {
+			if _, err := os.Stat(filepath.Join(cacheDir(), v.release, "usr", program)); err != nil {
 				return fmt.Errorf("no %s for Postfix %s; run e2e/setup.sh", program, v.number)
 			}
 		}

@@ -74,7 +74,7 @@ func install(t *testing.T, w *world, p *postfix) *installation {
 	p.write("etc/ruapost/dkim.pem", string(keyPEM))
 	r.configure(reportAll)
 
-	p.write("etc/postfix/main.cf", baseMainCf+r.contrib("postfix/"+p.version.mainCf))
+	p.configure(baseMainCf + r.contrib("postfix/"+p.version.mainCf))
 	return r
 }
 

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Prepares a Debian 12 or 13 host for the tests in this folder: one folder with
 # Debian 12's Postfix (3.7) and one with Debian 13's (3.10, with TLSRPT), each a
-# small Debian of its own, with OpenDKIM, so that a Postfix of the host is never
-# touched; and strace(1) on the host, which slows down a disk.
+# small Debian of its own, with OpenDKIM, unbound and the tools that sign zones for it,
+# so that a Postfix of the host is never touched; and strace(1) on the host, which
+# slows down a disk.
 # Run as root. The first time it takes one or two minutes and 400 MB.
 #
 #   RUAPOST_E2E_ROOT    where the folders are kept, default /var/cache/ruapost-e2e
@@ -74,5 +75,5 @@ eval "$(proxies)"
 mkdir -p "$cache"
 exec 9>"$cache/lock"
 flock 9
-root bookworm postfix,opendkim,ca-certificates
-root trixie postfix,libtlsrpt0,opendkim,ca-certificates
+root bookworm postfix,opendkim,unbound,ldnsutils,ca-certificates
+root trixie postfix,libtlsrpt0,opendkim,unbound,ldnsutils,ca-certificates

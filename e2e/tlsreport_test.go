@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -84,28 +86,45 @@ func parseTLS(t *testing.T, mail *reportMail, when span) *tlsReport {
 }
 
 // tlsContents returns the policies of the reports by the domain they are about,
-// counts added up if there are two because midnight passed.
-func tlsContents(t *testing.T, mails []*reportMail, when span) map[string]tlsPolicy {
+// merged if there are two reports because midnight passed.
+func tlsContents(t *testing.T, mails []*reportMail, when span) map[string][]tlsPolicy {
 	t.Helper()
-	contents := map[string]tlsPolicy{}
+	contents := map[string][]tlsPolicy{}
 	for _, mail := range mails {
 		r := parseTLS(t, mail, when)
-		if len(r.Policies) != 1 {
-			t.Errorf("TLS report about %s has %d policies: %s", mail.domain, len(r.Policies), mail.data)
-			continue
+		if n := len(merge(r.Policies)); n == 0 || n != len(r.Policies) {
+			t.Errorf("TLS report about %s has %d policies, %d different: %s", mail.domain, len(r.Policies), n, mail.data)
 		}
-		p := r.Policies[0]
-		first, again := contents[mail.domain]
-		if !again {
-			contents[mail.domain] = p
-			continue
-		}
-		first.Summary.Successful += p.Summary.Successful
-		first.Summary.Failed += p.Summary.Failed
-		for i := range min(len(first.Failures), len(p.Failures)) {
-			first.Failures[i].Sessions += p.Failures[i].Sessions
-		}
-		contents[mail.domain] = first
+		contents[mail.domain] = merge(append(contents[mail.domain], r.Policies...))
 	}
 	return contents
+}
+
+// merge adds up the counts of like policies and, within them, of like failures, and
+// puts them in order.
+func merge(policies []tlsPolicy) []tlsPolicy {
+	var merged []tlsPolicy
+	for _, p := range policies {
+		i := slices.IndexFunc(merged, func(m tlsPolicy) bool { return gocmp.Equal(m.Policy, p.Policy) })
+		if i < 0 {
+			i = len(merged)
+			merged = append(merged, tlsPolicy{Policy: p.Policy})
+		}
+		m := &merged[i]
+		m.Summary.Successful += p.Summary.Successful
+		m.Summary.Failed += p.Summary.Failed
+		for _, f := range p.Failures {
+			like := func(g tlsFailure) bool { g.Sessions = f.Sessions; return f == g }
+			if i := slices.IndexFunc(m.Failures, like); i >= 0 {
+				m.Failures[i].Sessions += f.Sessions
+			} else {
+				m.Failures = append(m.Failures, f)
+			}
+		}
+		slices.SortFunc(m.Failures, func(a, b tlsFailure) int { return cmp.Compare(a.ReceivingMX+a.Result, b.ReceivingMX+b.Result) })
+	}
+	slices.SortFunc(merged, func(a, b tlsPolicy) int {
+		return cmp.Compare(a.Policy.Type+a.Policy.Domain, b.Policy.Type+b.Policy.Domain)
+	})
+	return merged
 }

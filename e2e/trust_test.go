@@ -177,7 +177,7 @@ func (s *site) useOpenDKIM(mainCf string) {
 	if !strings.Contains(text, milters) {
 		s.t.Fatalf("main.cf has no line %q", milters)
 	}
-	s.p.write("etc/postfix/main.cf", strings.Replace(text, milters, milters+"    unix:"+openDKIMSocket+",\n", 1)+mainCf)
+	s.p.configure(strings.Replace(text, milters, milters+"    unix:"+openDKIMSocket+",\n", 1) + mainCf)
 	dir := filepath.Join(s.p.queue, filepath.Dir(openDKIMSocket))
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		s.t.Fatal(err)

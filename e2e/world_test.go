@@ -17,14 +17,21 @@ type world struct {
 	// for receiver.example's people and most reports.
 	sink *lab.MX
 
-	t *testing.T
+	servers int // of destinations
+	t       *testing.T
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	return newWorldAt(t, nameServer)
+}
+
+// newWorldAt makes a world whose name server is at addr.
+func newWorldAt(t *testing.T, addr string) *world {
+	t.Helper()
 	w := &world{t: t}
 	var err error
-	if w.dns, err = dnstest.Start(nameServer); err != nil {
+	if w.dns, err = dnstest.Start(addr); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(w.dns.Close)

@@ -25,6 +25,9 @@ import (
 type CA struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
+	// chain is what certificates are shown with: the authority's own certificate
+	// and those above it, without the topmost.
+	chain [][]byte
 }
 
 // NewCA makes a certificate authority with a fresh key.
@@ -33,18 +36,37 @@ func NewCA() (*CA, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lab: certificate authority: %w", err)
 	}
-	template := &x509.Certificate{
-		Subject:               pkix.Name{CommonName: "ruapost lab CA"},
-		KeyUsage:              x509.KeyUsageCertSign,
-		BasicConstraintsValid: true,
-		IsCA:                  true,
-	}
-	validAround(template, time.Now())
+	template := authority()
 	cert, err := create(template, template, key, key)
 	if err != nil {
 		return nil, err
 	}
 	return &CA{cert: cert.Leaf, key: key}, nil
+}
+
+// Intermediate returns a certificate authority below ca. Its certificates are shown
+// with all that leads up to the topmost authority.
+func (ca *CA) Intermediate() (*CA, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("lab: certificate authority: %w", err)
+	}
+	cert, err := create(authority(), ca.cert, key, ca.key)
+	if err != nil {
+		return nil, err
+	}
+	return &CA{cert: cert.Leaf, key: key, chain: append(cert.Certificate, ca.chain...)}, nil
+}
+
+func authority() *x509.Certificate {
+	template := &x509.Certificate{
+		Subject:               pkix.Name{CommonName: "ruapost lab CA " + rand.Text()},
+		KeyUsage:              x509.KeyUsageCertSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+	}
+	validAround(template, time.Now())
+	return template
 }
 
 // PEM returns the authority's own certificate, for smtp_tls_CAfile or
@@ -62,21 +84,36 @@ func (ca *CA) Pool() *x509.CertPool {
 
 // Issue returns a server certificate that is valid now for the given DNS names.
 func (ca *CA) Issue(names ...string) (tls.Certificate, error) {
-	return ca.issue(time.Now(), names)
+	return ca.issue(leaf(time.Now(), names))
 }
 
 // IssueExpired returns a certificate like Issue's whose time was over a month
 // ago.
 func (ca *CA) IssueExpired(names ...string) (tls.Certificate, error) {
-	return ca.issue(time.Now().AddDate(0, -2, 0), names)
+	return ca.issue(leaf(time.Now().AddDate(0, -2, 0), names))
 }
 
-func (ca *CA) issue(around time.Time, names []string) (tls.Certificate, error) {
+// IssueFuture returns a certificate like Issue's whose time begins in a month.
+func (ca *CA) IssueFuture(names ...string) (tls.Certificate, error) {
+	return ca.issue(leaf(time.Now().AddDate(0, 2, 0), names))
+}
+
+// IssueForClients returns a certificate like Issue's that is good for TLS clients
+// only (RFC 5280 4.2.1.12).
+func (ca *CA) IssueForClients(names ...string) (tls.Certificate, error) {
+	template := leaf(time.Now(), names)
+	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	return ca.issue(template)
+}
+
+func (ca *CA) issue(template *x509.Certificate) (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return tls.Certificate{}, fmt.Errorf("lab: certificate for %v: %w", names, err)
+		return tls.Certificate{}, fmt.Errorf("lab: certificate for %v: %w", template.DNSNames, err)
 	}
-	return create(leaf(around, names), ca.cert, key, ca.key)
+	cert, err := create(template, ca.cert, key, ca.key)
+	cert.Certificate = append(cert.Certificate, ca.chain...)
+	return cert, err
 }
 
 // SelfSigned returns a server certificate for the given DNS names that is its

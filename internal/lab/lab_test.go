@@ -22,6 +22,13 @@ import (
 
 func TestCertificates(t *testing.T) {
 	ca := newCA(t)
+	between, err := ca.Intermediate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if between, err = between.Intermediate(); err != nil {
+		t.Fatal(err)
+	}
 	const host = "mx.example.com"
 	for _, test := range []struct {
 		name string
@@ -36,6 +43,15 @@ func TestCertificates(t *testing.T) {
 			var invalid x509.CertificateInvalidError
 			return errors.As(err, &invalid) && invalid.Reason == x509.Expired
 		}},
+		{"not yet valid", func() (tls.Certificate, error) { return ca.IssueFuture(host) }, func(err error) bool {
+			var invalid x509.CertificateInvalidError
+			return errors.As(err, &invalid) && invalid.Reason == x509.Expired // so Go calls both
+		}},
+		{"for clients", func() (tls.Certificate, error) { return ca.IssueForClients(host) }, func(err error) bool {
+			var invalid x509.CertificateInvalidError
+			return errors.As(err, &invalid) && invalid.Reason == x509.IncompatibleUsage
+		}},
+		{"with a chain", func() (tls.Certificate, error) { return between.Issue(host) }, func(err error) bool { return err == nil }},
 		{"self-signed", func() (tls.Certificate, error) { return SelfSigned(host) }, func(err error) bool {
 			return errors.As(err, new(x509.UnknownAuthorityError))
 		}},
@@ -45,7 +61,15 @@ func TestCertificates(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = cert.Leaf.Verify(x509.VerifyOptions{DNSName: host, Roots: ca.Pool()})
+			intermediates := x509.NewCertPool()
+			for _, der := range cert.Certificate[1:] {
+				c, err := x509.ParseCertificate(der)
+				if err != nil {
+					t.Fatal(err)
+				}
+				intermediates.AddCert(c)
+			}
+			_, err = cert.Leaf.Verify(x509.VerifyOptions{DNSName: host, Roots: ca.Pool(), Intermediates: intermediates})
 			if !test.ok(err) {
 				t.Errorf("verify: %v", err)
 			}
@@ -74,11 +98,12 @@ func TestMX(t *testing.T) {
 		name     string
 		cfg      MXConfig
 		offered  bool
-		startTLS int // code of the error, 0 for success
+		startTLS int // code of the error, 0 for success, 1 for none of SMTP
 	}{
 		{"STARTTLS", MXConfig{Certificate: &cert}, true, 0},
 		{"no STARTTLS", MXConfig{}, false, 502},
 		{"STARTTLS refused", MXConfig{Certificate: &cert, RefuseTLS: true}, true, 454},
+		{"TLS broken", MXConfig{Certificate: &cert, BreakTLS: true}, true, 1},
 		{"STARTTLS refused without certificate", MXConfig{RefuseTLS: true}, true, 454},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -105,9 +130,17 @@ func TestMX(t *testing.T) {
 				// DialStartTLS sends STARTTLS only if it was offered.
 				if test.offered {
 					sessions++
-					_, err := smtp.DialStartTLS(mx.Addr.String(), nil)
+					c, err := smtp.DialStartTLS(mx.Addr.String(), nil)
+					if err == nil {
+						defer c.Close()
+						err = c.Noop() // only now there is a handshake
+					}
+					code := 1
 					var smtpErr *smtp.SMTPError
-					if !errors.As(err, &smtpErr) || smtpErr.Code != test.startTLS {
+					if errors.As(err, &smtpErr) {
+						code = smtpErr.Code
+					}
+					if err == nil || code != test.startTLS {
 						t.Errorf("STARTTLS: %v, not %d", err, test.startTLS)
 					}
 				}
@@ -136,6 +169,11 @@ func TestMX(t *testing.T) {
 			if len(all) != sessions {
 				t.Fatalf("%d sessions, not %d", len(all), sessions)
 			}
+			for i, s := range all {
+				if asked := i == 1; s.StartTLS != asked {
+					t.Errorf("session %d: StartTLS = %v", i, s.StartTLS)
+				}
+			}
 			// The mail's session is the last one that could be used.
 			i := 0
 			if withTLS {
@@ -145,6 +183,26 @@ func TestMX(t *testing.T) {
 				t.Errorf("session: %+v", s)
 			}
 		})
+	}
+}
+
+func TestBusyMX(t *testing.T) {
+	mx, err := StartMX(MXConfig{Name: "mx.example.com", Addr: "127.0.0.1:0", Busy: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mx.Close()
+	c, err := smtp.Dial(mx.Addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	var smtpErr *smtp.SMTPError
+	if err := c.Hello("client.example"); !errors.As(err, &smtpErr) || smtpErr.Code != 421 {
+		t.Errorf("greeting: %v", err)
+	}
+	if n := len(mx.Sessions()); n != 1 {
+		t.Errorf("%d sessions", n)
 	}
 }
 

@@ -26,6 +26,10 @@ type MXConfig struct {
 	Certificate *tls.Certificate
 	// RefuseTLS makes the server offer STARTTLS but answer it with 454.
 	RefuseTLS bool
+	// BreakTLS makes the server take STARTTLS and then send what is no TLS.
+	BreakTLS bool
+	// Busy makes the server greet every client with 421.
+	Busy bool
 	// Mailbox takes the mails that arrive; nil gives the server one of its own.
 	// Several servers may share one.
 	Mailbox *Mailbox
@@ -50,6 +54,8 @@ type Session struct {
 	Remote netip.AddrPort
 	// Hello is the last EHLO or HELO argument.
 	Hello string
+	// StartTLS tells that the client asked for TLS, whatever came of it.
+	StartTLS bool
 	// TLS tells that a handshake was completed, with the SNI name ServerName.
 	TLS        bool
 	ServerName string
@@ -91,7 +97,7 @@ func StartMX(cfg MXConfig) (*MX, error) {
 	if cfg.Certificate != nil && !cfg.RefuseTLS {
 		m.server.TLSConfig = &tls.Config{Certificates: []tls.Certificate{*cfg.Certificate}}
 	}
-	go m.server.Serve(&listener{Listener: ln, mx: m, refuseTLS: cfg.RefuseTLS})
+	go m.server.Serve(&listener{Listener: ln, mx: m, cfg: cfg})
 	return m, nil
 }
 
@@ -176,8 +182,8 @@ func (s *mxSession) Data(r io.Reader) error {
 // server's answers those of a mail server on the Internet.
 type listener struct {
 	net.Listener
-	mx        *MX
-	refuseTLS bool
+	mx  *MX
+	cfg MXConfig
 }
 
 func (l *listener) Accept() (net.Conn, error) {
@@ -185,37 +191,61 @@ func (l *listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	session := &Session{Remote: addrPort(c.RemoteAddr())}
 	l.mx.mu.Lock()
-	l.mx.sessions = append(l.mx.sessions, &Session{Remote: addrPort(c.RemoteAddr())})
+	l.mx.sessions = append(l.mx.sessions, session)
 	l.mx.mu.Unlock()
-	return &conn{Conn: c, name: l.mx.Name, refuseTLS: l.refuseTLS}, nil
+	return &conn{Conn: c, listener: l, session: session}, nil
 }
 
-// conn rewrites two answers of go-smtp: its EHLO answer, which does not start
-// with the server's name as RFC 5321 4.1.1.1 wants it and as TLS reports quote
-// it, and its answer to STARTTLS if that is to be refused.
+// conn rewrites what go-smtp says: its EHLO answer, which does not start with the
+// server's name as RFC 5321 4.1.1.1 wants it and as TLS reports quote it, and what
+// the server is to do worse.
 type conn struct {
 	net.Conn
-	name      string
-	refuseTLS bool
+	listener *listener
+	session  *Session
+	spoil    bool // what is written from now on
 }
 
 func (c *conn) Write(p []byte) (int, error) {
 	out := p
-	if hello, ok := bytes.CutPrefix(p, []byte("250-Hello ")); ok {
-		client, rest, _ := bytes.Cut(hello, []byte("\r\n"))
-		out = fmt.Appendf(nil, "250-%s greets %s\r\n", c.name, client)
-		if c.refuseTLS {
-			out = append(out, "250-STARTTLS\r\n"...)
-		}
-		out = append(out, rest...)
-	} else if c.refuseTLS && bytes.HasPrefix(p, []byte("502 5.5.1 TLS ")) {
+	says := func(start string) bool { return bytes.HasPrefix(p, []byte(start)) }
+	switch cfg := c.listener.cfg; {
+	case says("250-Hello "):
+		out = c.hello(p)
+	case says("220 2.0.0 Ready to start TLS"):
+		c.startTLS()
+		c.spoil = cfg.BreakTLS
+	case says("502 5.5.1 TLS ") && cfg.RefuseTLS:
+		c.startTLS()
 		out = []byte("454 4.7.0 TLS not available due to temporary reason\r\n")
+	case says("220 ") && cfg.Busy:
+		out = []byte("421 4.3.2 Come back later\r\n")
+	case c.spoil:
+		out = []byte("500 5.5.1 This is no TLS\r\n")
 	}
 	if _, err := c.Conn.Write(out); err != nil {
 		return 0, err
 	}
 	return len(p), nil
+}
+
+// hello returns the EHLO answer that stands for go-smtp's.
+func (c *conn) hello(answer []byte) []byte {
+	client, rest, _ := bytes.Cut(bytes.TrimPrefix(answer, []byte("250-Hello ")), []byte("\r\n"))
+	out := fmt.Appendf(nil, "250-%s greets %s\r\n", c.listener.mx.Name, client)
+	if c.listener.cfg.RefuseTLS {
+		out = append(out, "250-STARTTLS\r\n"...)
+	}
+	return append(out, rest...)
+}
+
+// startTLS notes that the client asked for TLS.
+func (c *conn) startTLS() {
+	c.listener.mx.mu.Lock()
+	defer c.listener.mx.mu.Unlock()
+	c.session.StartTLS = true
 }
 
 func addrPort(a net.Addr) netip.AddrPort {
