@@ -201,6 +201,7 @@ func (f *follower) poll(ctx context.Context) {
 	if now, err := f.file.Stat(); err == nil && os.SameFile(now, next) {
 		return
 	}
+	// Who writes has gone on to the next file. This is what came until then.
 	if !f.drain(ctx) || !f.last(ctx) {
 		return
 	}

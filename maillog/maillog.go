@@ -6,9 +6,7 @@
 // how far they are. A Reader makes Events of them:
 //
 //	reader := maillog.New("reports@example.org")
-//	maillog.Follow(ctx, "/var/log/mail.log", position, func(entries []maillog.Entry, position string) error {
-//		return record(reader.Read(entries), position)
-//	})
+//	maillog.Follow(ctx, "/var/log/mail.log", position, reader.Deliver(record))
 //
 // Postfix must log a line for each TLS handshake (smtp_tls_loglevel = 1). Without it
 // successful sessions are not seen, and of the others a part.
@@ -45,7 +43,7 @@ type Peer string
 
 const (
 	PeerAnonymous Peer = "Anonymous" // no certificate
-	PeerUntrusted Peer = "Untrusted" // no chain to a trusted root; before Postfix 3.11 also another name
+	PeerUntrusted Peer = "Untrusted" // no chain to a trusted root; in Postfix 3.7 also another name
 	PeerTrusted   Peer = "Trusted"   // such a chain, but the name was not asked for or is another
 	PeerVerified  Peer = "Verified"  // both as the policy wants them
 )

@@ -131,8 +131,24 @@ func New(sender string) *Reader {
 	return r
 }
 
+// Deliver returns a Deliver for one source, that has record keep the events and the
+// position after them. When record fails it gets the same events again: lines that are
+// read twice mean something else.
+func (r *Reader) Deliver(record func(events []Event, position string) error) Deliver {
+	var events []Event
+	again := false
+	return func(entries []Entry, position string) error {
+		if !again {
+			events = r.Read(entries)
+		}
+		err := record(events, position)
+		again = err != nil
+		return err
+	}
+}
+
 // Read returns what the entries tell, in the order of the results. Recipients of one
-// delivery are in one Event as far as they are in one call.
+// delivery are in one Event as far as they are in one call. Entries are read once.
 func (r *Reader) Read(entries []Entry) []Event {
 	r.batch++
 	r.events = nil

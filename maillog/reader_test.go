@@ -1,6 +1,7 @@
 package maillog
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -654,6 +655,38 @@ func TestBatches(t *testing.T) {
 	}
 	want := []string{"session a.example via mx.a.example[192.0.2.1]:25 Verified"}
 	if diff := cmp.Diff(want, describeAll(first)); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+// Lines that come again because the events could not be kept are not read again.
+func TestDeliver(t *testing.T) {
+	var kept [][]string
+	fail := false
+	deliver := New("").Deliver(func(events []Event, position string) error {
+		kept = append(kept, append(describeAll(events), position))
+		if fail {
+			return errors.New("disk full")
+		}
+		return nil
+	})
+	first := parse(t, `smtp[1]: Verified TLS connection established to mx.a.example[192.0.2.1]:25: `+tls13)
+	if err := deliver(first, "0"); err != nil {
+		t.Error(err)
+	}
+	entries := parse(t, `smtp[1]: 45BA69A00A4: to=<u@a.example>, relay=mx.a.example[192.0.2.1]:25, `+delays+`, `+sentTo)
+	for _, fail = range []bool{true, true, false} {
+		if err := deliver(entries, "1"); (err != nil) != fail {
+			t.Errorf("error %v", err)
+		}
+	}
+	next := parse(t, `smtp[1]: 45BA69A00A5: to=<u@b.example>, relay=mx.a.example[192.0.2.1]:25, `+delays+`, `+sentTo)
+	if err := deliver(next, "2"); err != nil {
+		t.Error(err)
+	}
+	session := []string{"session a.example via mx.a.example[192.0.2.1]:25 Verified", "1"}
+	want := [][]string{{"0"}, session, session, session, {"plaintext b.example via mx.a.example[192.0.2.1]:25", "2"}}
+	if diff := cmp.Diff(want, kept); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 }

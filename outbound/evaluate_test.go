@@ -20,7 +20,10 @@ import (
 
 var noHosts dane.Result
 
-var tlsa = []resolver.TLSA{{Usage: 3, Selector: 1, MatchingType: 1, Data: make([]byte, 32)}}
+var (
+	tlsa = []resolver.TLSA{{Usage: 3, Selector: 1, MatchingType: 1, Data: make([]byte, 32)}}
+	pkix = []resolver.TLSA{{Usage: 1, Selector: 1, MatchingType: 1, Data: make([]byte, 32)}}
+)
 
 // hosts returns a secure MX answer with these hosts.
 func hosts(all ...dane.Host) *dane.Result {
@@ -190,21 +193,19 @@ func TestProblems(t *testing.T) {
 			finding: finding{hosts: hosts(dane.Host{Secure: true, Err: &net.DNSError{IsTimeout: true, IsTemporary: true}}), sts: noRecord},
 		},
 		"TLSA unusable": {
-			finding: finding{hosts: hosts(dane.Host{Secure: true, TLSABase: "base.example", Unusable: 1, Records: tlsa}), sts: noRecord},
-			want:    "tlsa base.example [3 1 1 " + strings.Repeat("00", 32) + "]: tlsa-invalid mx1.example.com TLSA-records-unusable",
+			finding: finding{hosts: hosts(dane.Host{Secure: true, TLSABase: "base.example", Unusable: 1, Records: pkix}), sts: noRecord},
+			want:    "tlsa base.example [1 1 1 " + strings.Repeat("00", 32) + "]: tlsa-invalid mx1.example.com TLSA-records-unusable",
 		},
-		"TLSA malformed": {
-			finding: finding{hosts: hosts(dane.Host{Secure: true, Malformed: 2}), sts: noRecord},
-			want:    "tlsa mx1.example.com: tlsa-invalid mx1.example.com TLSA-records-malformed",
-		},
-		"TLSA unusable, but STS is enforced": {finding: finding{hosts: hosts(dane.Host{Secure: true, Unusable: 1}), sts: kept("enforce")}},
+		// Postfix reports it as 304.
+		"TLSA malformed": {finding: finding{hosts: hosts(dane.Host{Secure: true, Malformed: 1, Records: tlsa}), sts: noRecord}},
+		"TLSA unusable, but STS is enforced": {finding: finding{hosts: hosts(dane.Host{Secure: true, Unusable: 1, Records: pkix}), sts: kept("enforce")}},
 		"DANE required": {
 			finding: finding{hosts: hosts(dane.Host{}, dane.Host{Secure: true}, dane.Host{Secure: true, TLSA: tlsa}), sts: noRecord, override: Override{Level: LevelDANEOnly}},
 			want: "tlsa mx1.example.com: dane-required mx1.example.com non-DNSSEC-destination, " +
 				"tlsa mx2.example.com: dane-required mx2.example.com no-TLSA-records-found",
 		},
 		"no reports": {
-			finding: finding{hosts: hosts(dane.Host{Secure: true, Malformed: 2}), sts: noRecord, override: Override{NoReport: true}},
+			finding: finding{hosts: hosts(dane.Host{Secure: true, Unusable: 1, Records: pkix}), sts: noRecord, override: Override{NoReport: true}},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -257,7 +258,7 @@ func serverFailure(t *testing.T) error {
 // Problems are noted for domains that ask for reports, and each once in five minutes.
 func TestProblemsNoted(t *testing.T) {
 	p := NewProblems(records{"_smtp._tls.example.com": "v=TLSRPTv1; rua=mailto:a@example.com", "_smtp._tls.none.example": "v=TLSRPTv1; rua=ftp:x", "_smtp._tls.down.example": "broken"})
-	f := &finding{domain: "example.com", hosts: hosts(dane.Host{Secure: true, Malformed: 2}), sts: noRecord}
+	f := &finding{domain: "example.com", hosts: hosts(dane.Host{Secure: true, Unusable: 1, Records: pkix}), sts: noRecord}
 	v := f.verdict(&Settings{})
 	p.add(f, v)
 	p.add(f, v)

@@ -49,6 +49,10 @@ type Logs struct {
 	Sources []string
 	// ReportFrom is the envelope sender of reports, whose deliveries do not count.
 	ReportFrom string
+
+	// byDatagram are the hosts, as the log names them, whose Postfix was seen to tell of
+	// sessions by datagrams, too: those that it does not tell of are not to be reported.
+	byDatagram sync.Map
 }
 
 // Run reads the sources until ctx ends.
@@ -65,19 +69,11 @@ func (l *Logs) read(ctx context.Context, source string) {
 	if err != nil {
 		return // ctx has ended
 	}
-	reader := maillog.New(l.ReportFrom)
-	var events []maillog.Event
-	failed := false
-	deliver := func(entries []maillog.Entry, position string) error {
-		if !failed { // else these are the same again, and the reader remembers what it has read
-			events = reader.Read(entries)
-		}
+	deliver := maillog.New(l.ReportFrom).Deliver(func(events []maillog.Event, position string) error {
 		ctx, cancel := context.WithTimeout(ctx, logTimeout)
 		defer cancel()
-		err := l.record(ctx, events, ruapost.Position{Source: source, At: position})
-		failed = err != nil
-		return err
-	}
+		return l.record(ctx, events, ruapost.Position{Source: source, At: position})
+	})
 	if source == Journal {
 		maillog.Journal(ctx, journalctl, position, deliver)
 	} else {
@@ -138,10 +134,13 @@ func logResult(e *maillog.Event, sessions []ruapost.Session) string {
 	return "recorded"
 }
 
-// sessions returns what an event is for the domains that ask for reports. One told by a
-// datagram as well counts there.
+// sessions returns what an event is for the domains that ask for reports. If Postfix
+// tells of its sessions by datagrams as well, they count there.
 func (l *Logs) sessions(ctx context.Context, e *maillog.Event) []ruapost.Session {
-	if e.Kind == maillog.KindPlaintext || e.Datagram {
+	if e.Datagram {
+		l.byDatagram.Store(e.Host, true)
+	}
+	if _, told := l.byDatagram.Load(e.Host); told && e.Kind == maillog.KindSession || e.Kind == maillog.KindPlaintext {
 		return nil
 	}
 	var all []ruapost.Session
@@ -173,7 +172,7 @@ func (l *Logs) session(ctx context.Context, domain string, e *maillog.Event) (s 
 	}
 	s = ruapost.Session{Time: e.Time, Domain: domain, Uncounted: e.Kind == maillog.KindProblem}
 	v := a.at(e.Time)
-	s.Policy = policyOf(domain, v, host, s.Uncounted)
+	s.Policy = policyOf(domain, v, host, e)
 	if e.Failure.Result != "" {
 		s.Failed, s.Failures = !s.Uncounted, []ruapost.TLSFailure{e.Failure}
 	}
@@ -201,14 +200,14 @@ func (l *Logs) host(ctx context.Context, domain, name string) (*dane.Host, bool)
 }
 
 // policyOf returns the policy that a session with host was held to, as Postfix 3.10
-// would tell it; host's TLSA records are meant if problem is set at a DANE level, since
-// those are what the problem is about.
-func policyOf(domain string, v *verdict, host *dane.Host, problem bool) ruapost.TLSPolicy {
+// would tell it. At a DANE level that is the host's TLSA records if they can be used, or
+// if they are what failed.
+func policyOf(domain string, v *verdict, host *dane.Host, e *maillog.Event) ruapost.TLSPolicy {
 	switch v.level {
 	case LevelSTS, LevelTesting:
 		return stsPolicy(domain, v.policy)
 	case LevelDANE, LevelDANEOnly:
-		if len(host.TLSA) > 0 || problem {
+		if len(host.TLSA) > 0 || e.Kind == maillog.KindProblem || e.Failure.Result == ruapost.ResultTLSAInvalid {
 			return tlsaPolicy(host)
 		}
 	}

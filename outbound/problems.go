@@ -39,7 +39,6 @@ const (
 	reasonMXOutside    = maillog.ReasonMXMismatch
 	reasonTLSALookup   = "TLSA-lookup-error"
 	reasonUnusable     = "TLSA-records-unusable"
-	reasonMalformed    = "TLSA-records-malformed"
 	reasonNoTLSA       = "no-TLSA-records-found"
 	reasonNotDNSSEC    = "non-DNSSEC-destination"
 	reasonCertificate  = "certificate-not-valid"
@@ -170,11 +169,11 @@ func (f *finding) tlsaProblem(h *dane.Host, level Level, fromLog bool) (result r
 		if !fromLog && resolver.IsServerFailure(h.Err) && !slices.ContainsFunc(f.hosts.Hosts, reachable) {
 			return ruapost.ResultDNSSECInvalid, reasonTLSALookup
 		}
-	case h.Unusable+h.Malformed > 0:
-		if h.Unusable == 0 {
-			return ruapost.ResultTLSAInvalid, reasonMalformed
+	case len(h.Records) > 0:
+		// Of records that OpenSSL cannot use Postfix tells itself.
+		if !slices.ContainsFunc(h.Records, func(r resolver.TLSA) bool { return r.Usage > 1 }) {
+			return ruapost.ResultTLSAInvalid, reasonUnusable
 		}
-		return ruapost.ResultTLSAInvalid, reasonUnusable
 	case f.override.Level == LevelDANEOnly && !fromLog:
 		if !f.hosts.MXSecure || !h.Secure {
 			return ruapost.ResultDANERequired, reasonNotDNSSEC

@@ -29,6 +29,10 @@ const (
 	IdleTimeout = 2 * time.Minute
 	// WriteTimeout is how long a client may take to accept a reply.
 	WriteTimeout = 10 * time.Second
+	// lastLook is how long a connection is still listened to when ctx has ended. It may
+	// have been opened a moment ago, with a query under way: Postfix asks a second time if
+	// a connection is closed on it, but not a third.
+	lastLook = 50 * time.Millisecond
 	// renewAfter is by how much either may be less: to set a deadline takes longer than
 	// to look up an answer.
 	renewAfter = time.Second
@@ -48,14 +52,14 @@ type Handler func(ctx context.Context, mapName, key string) Reply
 // the client closes it, and closes it in the end. A panic in the handler is
 // logged, counted and answered with NOTFOUND.
 //
-// It returns nil if the client closed between two queries, or if ctx ended: the
-// query in hand is still answered then. Malformed input ends the connection
+// It returns nil if the client closed between two queries, or if ctx ended: queries
+// are still answered then until none comes for 50 ms. Malformed input ends the connection
 // without a reply and with an error wrapping ErrMalformed; silence for IdleTimeout, or a
 // reply not taken within WriteTimeout, both up to a second less, with one wrapping
 // os.ErrDeadlineExceeded.
 func Serve(ctx context.Context, conn net.Conn, h Handler) error {
 	defer conn.Close()
-	wake := func() { conn.SetReadDeadline(time.Unix(1, 0)) }
+	wake := func() { conn.SetReadDeadline(time.Now().Add(lastLook)) }
 	defer context.AfterFunc(ctx, wake)()
 	handlerCtx := context.WithoutCancel(ctx)
 
@@ -65,7 +69,7 @@ func Serve(ctx context.Context, conn net.Conn, h Handler) error {
 	for {
 		renewDeadlines(conn, &deadlinesSet)
 		if ctx.Err() != nil { // else wake comes after the deadline just set
-			return nil
+			wake()
 		}
 		query, err := readNetstring(r, MaxQuery)
 		if err == io.EOF || err != nil && ctx.Err() != nil {

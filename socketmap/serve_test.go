@@ -250,6 +250,22 @@ func TestServeEndOfContext(t *testing.T) {
 	})
 }
 
+// A connection that was accepted just before the end is not closed on its query: if it is
+// Postfix's second try, that would defer the mail.
+func TestServeAtTheEnd(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	conn, done := serve(t, ctx, echo)
+	io.WriteString(conn, "3:M a,")
+	out, err := io.ReadAll(conn)
+	if string(out) != "6:OK M|a," || err != nil {
+		t.Errorf("reply %q, error %v", out, err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("Serve returned %v", err)
+	}
+}
+
 // Of a query only its text is allocated: policies are asked for more often than anything
 // else.
 func TestServeAllocations(t *testing.T) {

@@ -32,10 +32,8 @@
 package storetest
 
 import (
-	"context"
 	"testing"
 
-	"ruapost"
 	"ruapost/inbound"
 	"ruapost/outbound"
 	"ruapost/reporting"
@@ -47,24 +45,11 @@ type Store interface {
 	outbound.Recorder
 	reporting.Store
 	outbound.DestinationRecorder
-	policies
-	positions
+	outbound.PolicyStore
+	outbound.PositionRecorder
 	// Close records what still waits and ends this access to the store; calls fail
 	// from then on. It may be called again.
 	Close() error
-}
-
-type policies interface {
-	STSPolicy(ctx context.Context, domain string) (*ruapost.STSPolicy, error)
-	STSPolicies(ctx context.Context, after string, most int) ([]ruapost.STSPolicy, error)
-	PutSTSPolicy(ctx context.Context, p ruapost.STSPolicy) error
-	DeleteSTSPolicies(ctx context.Context, domains []string) (int, error)
-	STSVersion(ctx context.Context) (uint64, error)
-}
-
-type positions interface {
-	RecordSessionsAt(ctx context.Context, sessions []ruapost.Session, at ruapost.Position) error
-	Position(ctx context.Context, source string) (string, error)
 }
 
 // Open returns a new access to the store whose data is in the folder dir, which is
