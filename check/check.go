@@ -90,6 +90,7 @@ func TLSPolicy(ctx context.Context, cfg *config.Config, host Host) []Finding {
 	c.checkPolicySockets(ctx)
 	c.checkEventSocket()
 	c.checkQueueLength()
+	c.checkMaillog()
 	c.checkResolver(ctx)
 	c.checkPostfixResolver(ctx)
 	c.checkRoots()

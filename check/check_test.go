@@ -246,14 +246,14 @@ func TestSettings(t *testing.T) {
 		"3.3: no servername": {"mail_version=3.3.2", []string{
 			"fault: Postfix 3.3.2 ... servername",
 			"fault: smtp_tls_policy_maps ... does not know the attributes ... policy.sock:QUERY'",
-			"warning: Postfix 3.3.2 does not tell",
+			"warning: Postfix 3.3.2 tells how TLS went",
 			"warning: with glibc 2.31 ... trust-ad",
 		}},
 		"3.9: its answers must not have the attributes of 3.10": {"mail_version=3.9.4", []string{
 			"fault: smtp_tls_policy_maps ... deferred => ... hash:/etc/postfix/tls_policy, socketmap:unix:run/ruapost/policy.sock:QUERY'\n    postfix reload",
-			"warning: Postfix 3.9.4 does not tell how TLS went",
+			"warning: Postfix 3.9.4 tells how TLS went",
 		}},
-		"3.9": {"mail_version=3.9.4\nsmtp_tls_policy_maps=socketmap:unix:run/ruapost/policy.sock:QUERY", []string{"warning: Postfix 3.9.4 does not tell"}},
+		"3.9": {"mail_version=3.9.4\nsmtp_tls_policy_maps=socketmap:unix:run/ruapost/policy.sock:QUERY", []string{"warning: Postfix 3.9.4 tells how TLS went"}},
 		"3.10.3 counts our own reports": {"mail_version=3.10.3", []string{
 			"warning: Postfix 3.10.3 ... our own reports ... => Update Postfix",
 		}},
@@ -341,6 +341,43 @@ func TestSettings(t *testing.T) {
 	}
 }
 
+// With log lines there are TLS reports though Postfix sends no datagrams.
+func TestMaillog(t *testing.T) {
+	for name, tt := range map[string]struct {
+		source, set string
+		want        []string
+	}{
+		"Postfix 3.7":             {"DIR/resolv.conf", "mail_version=3.7.11\nsmtp_tls_policy_maps=socketmap:unix:run/ruapost/policy.sock:QUERY", nil},
+		"TLSRPT not enabled":      {"DIR/resolv.conf", "smtp_tlsrpt_enable=no", nil},
+		"built without TLSRPT":    {"DIR/resolv.conf", "daemon_directory=DIR/without", nil},
+		"no such file":            {"/nonexistent/mail.log", "", []string{"fault: tlspolicy.maillog: /nonexistent/mail.log: stat"}},
+		"nothing of TLS in there": {"DIR/resolv.conf", "smtp_tls_loglevel=0", []string{"fault: smtp_tls_loglevel = 0"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			if err := os.Mkdir(w.path("without"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			w.write("without/smtp", "TLSRPT is selected, but TLSRPT is not compiled in")
+			w.cfg.TLSPolicy.Maillog = []string{strings.ReplaceAll(tt.source, "DIR", w.dir)}
+			for line := range strings.SplitSeq(tt.set, "\n") {
+				key, value, _ := strings.Cut(line, "=")
+				w.settings[key] = strings.ReplaceAll(value, "DIR", w.dir)
+			}
+			w.expect(w.check(), tt.want...)
+		})
+	}
+}
+
+// The answer for mode testing is weaker than what the administrator wants for all.
+func TestReportTesting(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.TLSPolicy.ReportTesting = true
+	w.expect(w.check())
+	w.settings["smtp_tls_security_level"] = "encrypt"
+	w.expect(w.check(), "warning: smtp_tls_security_level = encrypt", `warning: tlspolicy.testing_mode = "report"`)
+}
+
 // What Debian installs is reported with all that is missing.
 func TestFreshPostfix(t *testing.T) {
 	for file, want := range map[string][]string{
@@ -350,7 +387,7 @@ func TestFreshPostfix(t *testing.T) {
 			"warning: smtp_tls_dane_insecure_mx_policy = may",
 			"fault: smtp_tls_CApath: ... in DIR/queue/etc/ssl/certs",
 			"warning: smtp_tls_loglevel = 0",
-			"warning: Postfix 3.7.11 does not tell",
+			"warning: Postfix 3.7.11 tells how TLS went in its log only",
 		},
 		"postfix-3.10.txt": {
 			`fault: smtp_tls_security_level is ""`,

@@ -61,7 +61,7 @@ func TestResolver(t *testing.T) {
 		}, nil},
 
 		// HISTORY of Postfix, 20200416: glibc 2.31 hides the AD bit.
-		"3.5.0 does not ask for AD": {func(w *world) { w.old("3.5.0") }, []string{"warning: Postfix 3.5.0 does not tell", "warning: with glibc 2.31 ... In DIR/resolv.conf:\n    options trust-ad"}},
+		"3.5.0 does not ask for AD": {func(w *world) { w.old("3.5.0") }, []string{"warning: Postfix 3.5.0 tells how TLS went", "warning: with glibc 2.31 ... In DIR/resolv.conf:\n    options trust-ad"}},
 		"3.4.10 neither":            {func(w *world) { w.old("3.4.10") }, []string{"warning: Postfix 3.4.10", "warning: with glibc 2.31"}},
 		"3.4.11 does":               {func(w *world) { w.old("3.4.11") }, []string{"warning: Postfix 3.4.11"}},
 		"3.5.1 does":                {func(w *world) { w.old("3.5.1") }, []string{"warning: Postfix 3.5.1"}},

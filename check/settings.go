@@ -52,6 +52,10 @@ func (c *checker) checkSecurityLevel() {
 	case "encrypt", "dane-only", "fingerprint", "verify", "secure":
 		c.warn(p.set("If that is not what you want:", name, "dane"),
 			"%s = %s: mail is deferred to all domains that cannot do that and have no policy", name, level)
+		if c.cfg.TLSPolicy.ReportTesting {
+			c.warn(then("In ruapost.toml, section [tlspolicy]:", `testing_mode = "off"`),
+				`tlspolicy.testing_mode = "report": domains whose MTA-STS policy is in mode testing get level may instead of %s`, level)
+		}
 	case "", "none":
 		c.fault(mend, "%s is %q: domains without a policy get their mail in plain text, and Postfix tells nothing for TLS reports",
 			name, level)
@@ -158,7 +162,11 @@ func (c *checker) checkLogLevel() {
 	}
 	summary := []string{"1", "2", "3", "4", "5", "6", "7", "8", "9", "routine", "debug", "ssl-expert", "ssl-developer", "summary"}
 	if !slices.ContainsFunc(words(level), func(w string) bool { return slices.Contains(summary, w) }) {
-		c.warn(mend, "%s = %s: Postfix logs nothing of the TLS sessions that succeed", name, level)
+		if c.readsLog() {
+			c.fault(mend, "%s = %s: Postfix logs nothing of the TLS sessions that succeed, and tlspolicy.maillog needs that", name, level)
+		} else {
+			c.warn(mend, "%s = %s: Postfix logs nothing of the TLS sessions that succeed", name, level)
+		}
 		return
 	}
 	c.ok("%s = %s", name, level)
@@ -170,6 +178,9 @@ func (c *checker) checkTLSRPT() {
 	socket := c.cfg.TLSPolicy.TLSRPT.Address
 	enabled := p.is("smtp_tlsrpt_enable", "yes")
 	switch {
+	case c.readsLog() && (p.version.before(3, 10, 0) || !enabled):
+		c.ok("Postfix does not tell how TLS went, but in its log: TLS reports are made from that")
+		return
 	case socket == "" && !enabled:
 		c.ok("no TLS reports: neither tlspolicy.tlsrpt nor smtp_tlsrpt_enable is set")
 		return
@@ -178,8 +189,7 @@ func (c *checker) checkTLSRPT() {
 			"smtp_tlsrpt_enable = yes, but tlspolicy.tlsrpt is not set: ruapost makes no TLS reports")
 		return
 	case p.version.before(3, 10, 0):
-		c.warn("TLS reports need Postfix 3.10 or later with TLSRPT.",
-			"Postfix %s does not tell how TLS went: there are no TLS reports", p.settings["mail_version"])
+		c.warn(maillogMend, "Postfix %s tells how TLS went in its log only, which is not read: there are no TLS reports", p.settings["mail_version"])
 		return
 	case !enabled:
 		c.fault(p.set("", "smtp_tlsrpt_enable", "yes"), "smtp_tlsrpt_enable is not set: there are no TLS reports")
@@ -230,9 +240,10 @@ func (c *checker) checkTLSRPTSupport() {
 	program := filepath.Join(c.postfix.settings["daemon_directory"], "smtp")
 	code, err := readBounded(program)
 	switch {
+	case err == nil && bytes.Contains(code, withoutTLSRPT) && c.readsLog():
+		c.ok("Postfix is built without TLSRPT: TLS reports are made from its log")
 	case err == nil && bytes.Contains(code, withoutTLSRPT):
-		c.fault("Use a Postfix that is built with TLSRPT, as Debian's is from Debian 13 on.",
-			"Postfix is built without TLSRPT: there are no TLS reports")
+		c.fault(maillogMend, "Postfix is built without TLSRPT, and its log is not read: there are no TLS reports")
 	case err == nil && bytes.Contains(code, withTLSRPT):
 		c.ok("Postfix is built with TLSRPT")
 	default:

@@ -1,6 +1,7 @@
 package outbound
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"slices"
@@ -160,24 +161,19 @@ func (f *finding) verdict(s *Settings) *verdict {
 	if level == LevelNone && !trouble {
 		return nothing
 	}
-	v := &verdict{level: level, trouble: trouble}
-	counter := string(level)
-	switch {
-	case level == LevelSTS || level == LevelTesting:
+	v := &verdict{level: level, trouble: trouble, counter: queries.WithLabelValues(cmp.Or(string(level), "unknown"))}
+	if level == LevelSTS || level == LevelTesting {
 		v.policy, v.expires, v.hostOutside = f.sts.policy, f.sts.expires, f.hostsOutside()
+	}
+	v.plain, v.tlsrpt = reply(f.domain, level, v.policy, false), reply(f.domain, level, v.policy, true)
+	switch {
+	case f.override.Level != "":
+		v.counter = queries.WithLabelValues("override")
 	case level == LevelNone && s.DeferOnError:
-		counter = "error"
+		v.counter = queries.WithLabelValues("error")
 		v.plain = socketmap.Temp("the TLS policy of " + f.domain + " cannot be found out at this time")
 		v.tlsrpt = v.plain
-	case level == LevelNone:
-		counter = "unknown"
-	case f.override.Level != "":
-		counter = "override"
 	}
-	if counter != "error" {
-		v.plain, v.tlsrpt = reply(f.domain, level, v.policy, false), reply(f.domain, level, v.policy, true)
-	}
-	v.counter = queries.WithLabelValues(counter)
 	return v
 }
 

@@ -211,3 +211,46 @@ func (lockedStore) PutSTSPolicy(ctx context.Context, _ ruapost.STSPolicy) error 
 	<-ctx.Done()
 	return errors.New("locked")
 }
+
+// A resolver that is dead for an hour: what is known goes on to be answered, what is not
+// takes no longer than five seconds and is main.cf's matter, or waits if that is wanted.
+func TestDeadResolver(t *testing.T) {
+	r := newKeptRig(t)
+	r.dns.Add(zone)
+	warm := map[string]string{"example.com": enforced, "all.example": "OK dane-only", "plain.example": "NOTFOUND "}
+	for domain, want := range warm {
+		if got := r.ask(TableQuery, domain); got != want {
+			t.Fatalf("%s: %s", domain, got)
+		}
+	}
+	r.settle()
+	r.dns.Close()
+	dead, err := resolver.New(resolver.Config{Servers: []string{r.dns.Addr}, Timeout: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(dead.Close)
+	ask := func(domain, want string) {
+		t.Helper()
+		began := time.Now()
+		if got := r.ask(TableQuery, domain); got != want || time.Since(began) > queryTimeout+time.Second {
+			t.Errorf("%s: %q after %v, want %q", domain, got, time.Since(began), want)
+		}
+	}
+	for domain, want := range warm { // answers that are kept
+		ask(domain, want)
+	}
+	// All answers forgotten, as after ten minutes, and the process begun anew: only the
+	// store is left.
+	for name, s := range map[string]Settings{"open": {}, "defer": {DeferOnError: true}} {
+		r.Policies = NewPolicies(dead, r.ca, r.store, s)
+		t.Cleanup(r.Policies.Close)
+		unknown := "NOTFOUND "
+		if s.DeferOnError {
+			unknown = "TEMP the TLS policy of all.example cannot be found out at this time"
+		}
+		t.Log(name)
+		ask("example.com", enforced)
+		ask("all.example", unknown)
+	}
+}

@@ -3,11 +3,13 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -30,7 +32,25 @@ func TestMain(m *testing.M) {
 type process struct {
 	*exec.Cmd
 	dir    string
-	output bytes.Buffer
+	output output
+}
+
+// output is what the program has logged so far.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(b)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
 }
 
 // start starts the program in dir, with its store there, and waits until it is
@@ -160,5 +180,87 @@ func TestForeignStore(t *testing.T) {
 	}
 	if got, err := os.ReadFile(filepath.Join(dir, "store")); string(got) != foreign || err != nil {
 		t.Errorf("the file was changed (%v)", err)
+	}
+}
+
+// Whoever keeps connections without taking part, or does not read what he asked for,
+// does not keep Postfix from its answers.
+func TestManyConnections(t *testing.T) {
+	dir := t.TempDir()
+	start(t, dir)
+	socket := filepath.Join(dir, "policy")
+	dial := func() net.Conn {
+		t.Helper()
+		conn, err := net.Dial("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	const others = maxConnections - 1
+	var readers sync.WaitGroup
+	for i := range others {
+		conn := dial()
+		switch i % 3 {
+		case 0: // says nothing
+		case 1: // half a query
+			io.WriteString(conn, "15:QUERY a.exam")
+		case 2: // many queries, whose answers nobody reads
+			readers.Go(func() {
+				conn.SetWriteDeadline(time.Now().Add(time.Second))
+				for range 100 {
+					if _, err := io.WriteString(conn, strings.Repeat("15:QUERY a.example,", 100)); err != nil {
+						return
+					}
+				}
+			})
+		}
+	}
+	began := time.Now()
+	c, err := socketmap.Dial(t.Context(), "unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if reply, err := c.Query("QUERY", "a.example"); reply != socketmap.OK("dane-only") || err != nil || time.Since(began) > 5*time.Second {
+		t.Errorf("%v, %v after %v", reply, err, time.Since(began))
+	}
+	readers.Wait()
+}
+
+// A change of the configuration is in force after SIGHUP, a mistake is not.
+func TestReload(t *testing.T) {
+	dir := t.TempDir()
+	p := start(t, dir)
+	file := filepath.Join(dir, "toml")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := socketmap.Dial(t.Context(), "unix", filepath.Join(dir, "policy"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, step := range []struct{ more, log, want string }{
+		{"", "configuration reloaded", "OK dane-only"},
+		{"[[tls_override]]\ndomain = \".example\"\nlevel = \"encrypt\"\n", "tls_overrides=1", "OK encrypt"},
+		{"[[tls_override]]\ndomain = \".example\"\nlevel = \"much\"\n", "the old one stays in force", "OK encrypt"},
+		{"[[tls_override]]\ndomain = \"a.example\"\nignore = \"dane\"\n", "tls_overrides=1", "NOTFOUND "},
+	} {
+		if err := os.WriteFile(file, []byte(string(text)+step.more), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		seen := strings.Count(p.output.String(), step.log)
+		p.signal(t, syscall.SIGHUP)
+		for end := time.Now().Add(time.Minute); strings.Count(p.output.String(), step.log) == seen; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("not in the log: %s\n%s", step.log, p.output.String())
+			}
+		}
+		if reply, err := c.Query("QUERY", "a.example"); reply.String() != step.want || err != nil {
+			t.Errorf("%s: %v, %v; want %s", step.more, reply, err, step.want)
+		}
 	}
 }
