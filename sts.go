@@ -1,6 +1,13 @@
 package ruapost
 
-import "time"
+import (
+	"errors"
+	"time"
+)
+
+// ErrNoRoom is the error, wrapped, of a store that keeps no more of something because of a
+// bound: of MTA-STS policies, or of positions in logs.
+var ErrNoRoom = errors.New("no room")
 
 // STSPolicy is an MTA-STS policy as it was fetched, kept until it expires, so that it
 // holds whatever becomes of the domain's record or policy host (RFC 8461 3.3, 5.1).

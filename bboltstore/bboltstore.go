@@ -126,9 +126,6 @@ var (
 	ErrQueueFull = errors.New("bboltstore: queue is full, row dropped")
 	// ErrClosed is returned by calls on a closed Store.
 	ErrClosed = errors.New("bboltstore: closed")
-	// ErrNoRoom is the error, wrapped, of calls that were refused because of a bound on
-	// MTA-STS policies or positions.
-	ErrNoRoom = errors.New("no room")
 	// ErrForeign is the error, wrapped, of Open for a file that must not be touched:
 	// one of a newer version of this program, or none of its files at all.
 	ErrForeign = errors.New("this file cannot be used")

@@ -27,7 +27,7 @@ type position struct {
 // still written later, neither without the other. After ErrQueueFull and ErrClosed neither
 // is: the lines may be given again. A position that is overlong or has no source is an
 // error, and nothing is recorded. If MaxPositions sources are kept and this is none of
-// them the sessions are recorded, but not the position: the error wraps ErrNoRoom.
+// them the sessions are recorded, but not the position: the error wraps ruapost.ErrNoRoom.
 func (s *Store) RecordSessionsAt(ctx context.Context, sessions []ruapost.Session, at ruapost.Position) error {
 	if at.Source == "" {
 		return fmt.Errorf("bboltstore: a position without a source, nothing recorded")
@@ -94,7 +94,7 @@ func writePositions(tx *bolt.Tx, positions map[string]*position) (changed bool, 
 		case p.at == "":
 			err = bucket.Delete(key)
 		case old == nil && keys(bucket) >= MaxPositions:
-			p.err = fmt.Errorf("bboltstore: note position of %q: %w: %d others are kept", source, ErrNoRoom, MaxPositions)
+			p.err = fmt.Errorf("bboltstore: note position of %q: %w: %d others are kept", source, ruapost.ErrNoRoom, MaxPositions)
 			refused++
 			continue
 		default:

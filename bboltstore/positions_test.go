@@ -168,16 +168,16 @@ func TestPositionWithoutRoom(t *testing.T) {
 	s.mu.Unlock()
 	s.notify()
 	<-b.done
-	for source, want := range map[string]error{"0": nil, "y": nil, "z": ErrNoRoom} {
+	for source, want := range map[string]error{"0": nil, "y": nil, "z": ruapost.ErrNoRoom} {
 		if err := b.positions[source].err; b.err != nil || !errors.Is(err, want) {
 			t.Errorf("%s: %v, %v, want %v", source, b.err, err, want)
 		}
 	}
-	if err := s.RecordSessionsAt(t.Context(), nil, ruapost.Position{Source: "z", At: "2"}); !errors.Is(err, ErrNoRoom) {
+	if err := s.RecordSessionsAt(t.Context(), nil, ruapost.Position{Source: "z", At: "2"}); !errors.Is(err, ruapost.ErrNoRoom) {
 		t.Errorf("RecordSessionsAt: %v", err)
 	}
 	// What is refused in a transaction that is rolled back may find room in the next.
-	again := &position{at: "2", err: ErrNoRoom}
+	again := &position{at: "2", err: ruapost.ErrNoRoom}
 	err = s.update(t.Context(), func(tx *bolt.Tx) error {
 		_, _, err := writePositions(tx, map[string]*position{"0": again})
 		return err

@@ -71,7 +71,7 @@ func readSTS(tx *bolt.Tx, after string, n int) (found []ruapost.STSPolicy, more 
 }
 
 // PutSTSPolicy keeps p in the place of the policy of p.Domain, and raises STSVersion by
-// one. The error wraps ErrNoRoom if p is larger than MaxSTSPolicyBytes, if all would take
+// one. The error wraps ruapost.ErrNoRoom if p is larger than MaxSTSPolicyBytes, if all would take
 // up more than MaxSTSBytes, or if its domain has no policy yet and there are
 // MaxSTSPolicies, or MaxOrganizationSTSPolicies below its registered name. Nothing makes
 // room by itself: policies that have expired are there until they are deleted.
@@ -87,7 +87,7 @@ func (s *Store) PutSTSPolicy(ctx context.Context, p ruapost.STSPolicy) error {
 		}
 		if limit := b.exceeded(&s.stsBounds, p.Domain, len(value)); limit != "" {
 			dropped.WithLabelValues(limit).Inc()
-			return fmt.Errorf("%w (%s)", ErrNoRoom, limit)
+			return fmt.Errorf("%w (%s)", ruapost.ErrNoRoom, limit)
 		}
 		return errors.Join(b.put(p.Domain, value), b.store())
 	})

@@ -51,7 +51,7 @@ func wantRefused(t *testing.T, s *Store, limit string, p ruapost.STSPolicy) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.PutSTSPolicy(t.Context(), p); !errors.Is(err, ErrNoRoom) || !strings.Contains(err.Error(), limit) {
+	if err := s.PutSTSPolicy(t.Context(), p); !errors.Is(err, ruapost.ErrNoRoom) || !strings.Contains(err.Error(), limit) {
 		t.Errorf("put policy of %s: %v, want %s", p.Domain, err, limit)
 	}
 	if is := testutil.ToFloat64(dropped.WithLabelValues(limit)); is != was+1 {

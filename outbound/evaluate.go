@@ -88,10 +88,10 @@ type finding struct {
 }
 
 // find looks everything up that has a say, for a delivery to domain.
-func (p *Policies) find(ctx context.Context, domain string) *finding {
+func (p *Policies) find(ctx context.Context, domain string, s *Settings) *finding {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	f := &finding{domain: domain, override: p.settings.Load().override(domain), hosts: &dane.Result{}}
+	f := &finding{domain: domain, override: s.override(domain), hosts: &dane.Result{}}
 	// Both at once: most domains have neither, and then both have to be waited for.
 	sts := make(chan stsFinding, 1)
 	go func() {

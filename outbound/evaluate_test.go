@@ -197,7 +197,7 @@ func TestProblems(t *testing.T) {
 			want:    "tlsa base.example [1 1 1 " + strings.Repeat("00", 32) + "]: tlsa-invalid mx1.example.com TLSA-records-unusable",
 		},
 		// Postfix reports it as 304.
-		"TLSA malformed": {finding: finding{hosts: hosts(dane.Host{Secure: true, Malformed: 1, Records: tlsa}), sts: noRecord}},
+		"TLSA malformed":                     {finding: finding{hosts: hosts(dane.Host{Secure: true, Malformed: 1, Records: tlsa}), sts: noRecord}},
 		"TLSA unusable, but STS is enforced": {finding: finding{hosts: hosts(dane.Host{Secure: true, Unusable: 1, Records: pkix}), sts: kept("enforce")}},
 		"DANE required": {
 			finding: finding{hosts: hosts(dane.Host{}, dane.Host{Secure: true}, dane.Host{Secure: true, TLSA: tlsa}), sts: noRecord, override: Override{Level: LevelDANEOnly}},

@@ -73,7 +73,7 @@ func (p *Policies) Explain(ctx context.Context, key string, r tlsrpt.Resolver) (
 			ruapost.ErrDomain, ruapost.Clean(key, 100))
 	}
 	settings := p.settings.Load()
-	f := p.find(ctx, domain)
+	f := p.find(ctx, domain, settings)
 	v := f.verdict(settings)
 	e := &Explanation{
 		Domain: domain, Override: f.override.words(),

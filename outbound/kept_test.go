@@ -254,3 +254,21 @@ func TestDeadResolver(t *testing.T) {
 		ask("all.example", unknown)
 	}
 }
+
+// A store that was set aside as damaged, or removed, takes no policy away.
+func TestStoreReplaced(t *testing.T) {
+	r := newKeptRig(t)
+	r.watch(t.Context())
+	r.ask(TableQuery, "example.com")
+	r.settle()
+	r.store = openStore(t, t.TempDir())
+	r.sts.store = r.store
+	r.dns.Remove("_mta-sts.example.com")
+	r.freshDNS()
+	r.answers.InvalidateAll()
+	r.watch(t.Context())
+	r.settle()
+	if got := r.ask(TableQuery, "example.com"); got != enforced || r.stored() == nil {
+		t.Errorf("%s, kept: %+v", got, r.stored())
+	}
+}

@@ -18,11 +18,11 @@ import (
 const (
 	// Journal is the source of log lines that is the systemd journal.
 	Journal = "journal"
-	// logTimeout is how long what a log told may wait for the DNS and the store; then it
-	// is read again.
-	logTimeout = time.Minute
 	// logLookups is how many events are looked at at a time.
 	logLookups = 16
+	// logTries is how often events are looked at if the DNS fails for all of them, as it
+	// may when a host has just started.
+	logTries = 5
 )
 
 var journalctl = []string{"journalctl"}
@@ -69,10 +69,17 @@ func (l *Logs) read(ctx context.Context, source string) {
 	if err != nil {
 		return // ctx has ended
 	}
+	tries := 0 // for the events that are next
 	deliver := maillog.New(l.ReportFrom).Deliver(func(events []maillog.Event, position string) error {
-		ctx, cancel := context.WithTimeout(ctx, logTimeout)
-		defer cancel()
-		return l.record(ctx, events, ruapost.Position{Source: source, At: position})
+		tries++
+		sessions, err := l.sessions(ctx, events)
+		if err != nil && tries < logTries {
+			return err
+		}
+		tries = 0
+		// This waits for as long as it takes: what was given to the store once must not be
+		// given again.
+		return l.record(ctx, sessions, ruapost.Position{Source: source, At: position})
 	})
 	if source == Journal {
 		maillog.Journal(ctx, journalctl, position, deliver)
@@ -84,7 +91,7 @@ func (l *Logs) read(ctx context.Context, source string) {
 // position asks the store until it answers, how far the source was read.
 func (l *Logs) position(ctx context.Context, source string) (string, error) {
 	for {
-		asked, cancel := context.WithTimeout(ctx, logTimeout)
+		asked, cancel := context.WithTimeout(ctx, keepTimeout)
 		position, err := l.Store.Position(asked, source)
 		cancel()
 		if err == nil {
@@ -99,27 +106,45 @@ func (l *Logs) position(ctx context.Context, source string) (string, error) {
 	}
 }
 
-// record records what the events tell, and that they need not be read again.
-func (l *Logs) record(ctx context.Context, events []maillog.Event, at ruapost.Position) error {
+// record records sessions, and how far the log was read.
+func (l *Logs) record(ctx context.Context, sessions []ruapost.Session, at ruapost.Position) error {
+	err := l.Store.RecordSessionsAt(ctx, sessions, at)
+	if errors.Is(err, ruapost.ErrNoRoom) { // for the position; the sessions are recorded
+		slog.Error("how far Postfix's log was read cannot be kept: after a restart it is read from its end", "source", at.Source, "err", err)
+		return nil
+	}
+	return err
+}
+
+// sessions returns what the events are, for all reports. An error is returned if ctx has
+// ended, or if the DNS fails for all of them; without one, what could not be found out is
+// left out.
+func (l *Logs) sessions(ctx context.Context, events []maillog.Event) ([]ruapost.Session, error) {
 	found := make([][]ruapost.Session, len(events))
+	errs := make([]error, len(events))
 	var lookups sync.WaitGroup
 	turns := make(chan struct{}, logLookups)
 	for i := range events {
 		turns <- struct{}{}
 		lookups.Go(func() {
 			defer func() { <-turns }()
-			resolver.Safely(events[i].Domains[0], func() { found[i] = l.sessions(ctx, &events[i]) })
+			perr := resolver.Safely(events[i].Domains[0], func() { found[i], errs[i] = l.look(ctx, &events[i]) })
+			errs[i] = errors.Join(errs[i], perr)
 		})
 	}
 	lookups.Wait()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	sessions := l.Sessions.forReports(ctx, slices.Concat(found...))
-	if err := l.Store.RecordSessionsAt(ctx, sessions, at); err != nil {
-		return err
+	failed := slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	if len(failed) > 0 && len(failed) == len(events) {
+		return sessions, failed[0]
 	}
 	for i := range events {
 		logEvents.WithLabelValues(logResult(&events[i], found[i])).Inc()
 	}
-	return nil
+	return sessions, nil
 }
 
 func logResult(e *maillog.Event, sessions []ruapost.Session) string {
@@ -134,41 +159,47 @@ func logResult(e *maillog.Event, sessions []ruapost.Session) string {
 	return "recorded"
 }
 
-// sessions returns what an event is for the domains that ask for reports. If Postfix
-// tells of its sessions by datagrams as well, they count there.
-func (l *Logs) sessions(ctx context.Context, e *maillog.Event) []ruapost.Session {
+// look returns what an event is for the domains that ask for reports. If Postfix
+// tells of its sessions by datagrams as well, they count there. An error says that the
+// DNS failed, and that this can be told later.
+func (l *Logs) look(ctx context.Context, e *maillog.Event) ([]ruapost.Session, error) {
 	if e.Datagram {
 		l.byDatagram.Store(e.Host, true)
 	}
 	if _, told := l.byDatagram.Load(e.Host); told && e.Kind == maillog.KindSession || e.Kind == maillog.KindPlaintext {
-		return nil
+		return nil, nil
 	}
 	var all []ruapost.Session
+	var errs []error
 	for _, domain := range e.Domains {
 		record, err := tlsrpt.LookupRecord(ctx, l.Resolver, domain)
-		if err != nil || len(record.RUA) == 0 {
-			if err != nil && !errors.Is(err, tlsrpt.ErrNoRecord) && !errors.Is(err, tlsrpt.ErrMultipleRecords) {
-				slog.Debug("maillog: session not reported", "domain", domain, "err", err)
-			}
+		switch {
+		case errors.Is(err, tlsrpt.ErrNoRecord), errors.Is(err, tlsrpt.ErrMultipleRecords), err == nil && len(record.RUA) == 0:
+			continue
+		case err != nil:
+			errs = append(errs, err)
 			continue
 		}
-		if s, ok := l.session(ctx, domain, e); ok {
+		s, ok, err := l.session(ctx, domain, e)
+		if ok {
 			all = append(all, s)
 		}
+		errs = append(errs, err)
 	}
-	return all
+	return all, errors.Join(errs...)
 }
 
 // session returns what an event is for a domain, false if it has nothing to do with the
-// domain's own mail servers.
-func (l *Logs) session(ctx context.Context, domain string, e *maillog.Event) (s ruapost.Session, ok bool) {
-	a, err := l.Policies.answers.get(ctx, domain)
+// domain's own mail servers. An error is that of finding it out.
+func (l *Logs) session(ctx context.Context, domain string, e *maillog.Event) (s ruapost.Session, ok bool, err error) {
+	// Postfix may come to wait for the same answer, so it does not end with ctx.
+	a, err := l.Policies.answers.get(context.WithoutCancel(ctx), domain)
 	if err != nil {
-		return s, false
+		return s, false, err
 	}
-	host, ok := l.host(ctx, domain, e.MX)
+	host, ok, err := l.host(ctx, domain, e.MX)
 	if !ok {
-		return s, false
+		return s, false, err
 	}
 	s = ruapost.Session{Time: e.Time, Domain: domain, Uncounted: e.Kind == maillog.KindProblem}
 	v := a.at(e.Time)
@@ -180,23 +211,23 @@ func (l *Logs) session(ctx context.Context, domain string, e *maillog.Event) (s 
 		s.Failures = testingFailures(v, e)
 		s.Failed = len(s.Failures) > 0
 	}
-	return s, true
+	return s, true, nil
 }
 
 // host returns the domain's MX host of this name, false if it has none: mail to the
 // domain was then routed to a relay host, whose sessions are not the domain's.
-func (l *Logs) host(ctx context.Context, domain, name string) (*dane.Host, bool) {
+func (l *Logs) host(ctx context.Context, domain, name string) (*dane.Host, bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	found, err := dane.Lookup(ctx, l.Policies.resolver, domain)
 	if err != nil {
-		return nil, false
+		return nil, false, err
 	}
 	i := slices.IndexFunc(found.Hosts, func(h dane.Host) bool { return h.Name == name })
 	if i < 0 {
-		return &dane.Host{Name: name}, found.Skipped > 0 // it may be one that was not looked at
+		return &dane.Host{Name: name}, found.Skipped > 0, nil // it may be one that was not looked at
 	}
-	return &found.Hosts[i], true
+	return &found.Hosts[i], true, nil
 }
 
 // policyOf returns the policy that a session with host was held to, as Postfix 3.10

@@ -110,8 +110,13 @@ func (p *Policies) evaluate(ctx context.Context, domain string, old *answer) *an
 	if p.Destinations != nil {
 		p.Destinations.Add(domain)
 	}
-	f := p.find(ctx, domain)
-	a := &answer{verdict: f.verdict(p.settings.Load()), since: time.Now().Unix()}
+	settings := p.settings.Load()
+	f := p.find(ctx, domain, settings)
+	if now := p.settings.Load(); now != settings { // reloaded meanwhile
+		settings = now
+		f = p.find(ctx, domain, settings)
+	}
+	a := &answer{verdict: f.verdict(settings), since: time.Now().Unix()}
 	if old != nil {
 		f.log(a.verdict, old.verdict)
 		if a.before = old.verdict; a.sameAs(old.verdict) {

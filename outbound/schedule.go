@@ -86,18 +86,25 @@ func (v *version) mark() (written uint64, quiet bool) {
 	return v.written, v.writing == 0
 }
 
-// changed says whether others have changed the store between the last call and now,
-// when its version is n. mark has returned written before n was read; if there were own
-// writes since, nothing can be told.
-func (v *version) changed(written, n uint64) bool {
+// replaced is by how much the version of a new file differs at least from that of the one
+// before: each begins to count from another time.
+const replaced = 1 << 30
+
+// changes returns how many changes others have made between the last call and now, when
+// the store's version is n: replaced or more if the file is another one. mark has returned
+// written before n was read; if there were own writes since, nothing can be told.
+func (v *version) changes(written, n uint64) uint64 {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.written != written || v.writing > 0 {
-		return false
+		return 0
 	}
-	changed := v.known && n-written != v.expected
+	changes := n - written - v.expected
+	if !v.known {
+		changes = 0
+	}
 	v.expected, v.known = n-written, true
-	return changed
+	return changes
 }
 
 // watch forgets what is in memory if others have changed the store.
@@ -114,16 +121,24 @@ func (p *Policies) watch(ctx context.Context) {
 		slog.Debug("policy: store cannot be read", "err", err)
 		return
 	}
-	if !c.writes.changed(written, n) {
-		return
-	}
-	slog.Info("MTA-STS policies were changed by another process")
-	for domain, e := range c.entries.All() {
-		if e.policy != nil || e == nothingKept {
-			c.entries.Invalidate(domain)
+	switch changes := c.writes.changes(written, n); {
+	case changes == 0:
+	case changes >= replaced: // damaged and set aside, or removed: what is in memory still holds
+		slog.Warn("the store is a new one, MTA-STS policies that are in memory are kept there again")
+		for domain, e := range c.entries.All() {
+			if e.current(c.now()) != nil {
+				c.keep(domain)
+			}
 		}
+	default:
+		slog.Info("MTA-STS policies were changed by another process", "changes", changes)
+		for domain, e := range c.entries.All() {
+			if e.policy != nil || e == nothingKept {
+				c.entries.Invalidate(domain)
+			}
+		}
+		p.answers.InvalidateAll()
 	}
-	p.answers.InvalidateAll()
 }
 
 // refreshAll goes through the kept policies once.

@@ -75,6 +75,7 @@ type stsCache struct {
 	closed   bool
 	fetching map[string]chan struct{} // by domain; closed when the fetch is over
 	running  sync.WaitGroup           // fetches, and what is being kept
+	keeping  sync.Mutex               // held by who writes to the store
 	writes   version                  // see watch
 }
 
@@ -170,9 +171,11 @@ func (c *stsCache) find(ctx context.Context, domain string) (f stsFinding) {
 	}
 	f.record, f.recordErr = mtasts.LookupRecord(ctx, c.resolver, domain)
 	id := f.id
-	if f.record != nil {
+	switch {
+	case f.record != nil:
 		id = f.record.ID
-	} else if f.policy == nil {
+	case f.policy == nil || !resolver.IsTemporary(f.recordErr):
+		// Without a record the policy holds until it expires (RFC 8461 3.1), and no longer.
 		return f
 	}
 	if f.policy != nil && id == f.id && c.now().Before(entry.refreshAt()) || entry.tooSoon(id, c.now()) {
@@ -290,7 +293,7 @@ func (c *stsCache) use(domain string, e *stsEntry) {
 	used := *e
 	used.used = today
 	c.entries.Set(domain, &used)
-	c.keep(domain, &used)
+	c.keep(domain)
 }
 
 func day(t time.Time) time.Time { return t.UTC().Truncate(24 * time.Hour) }
@@ -346,19 +349,22 @@ func (c *stsCache) fetch(domain, id string) {
 		policy: policy, id: id,
 		fetched: now, expires: now.Add(max(policy.MaxAge, minPolicyLifetime)), used: day(now),
 	}
-	if known := old.current(now); known == nil || known.Mode != policy.Mode || !slices.Equal(known.MX, policy.MX) {
+	known := old.current(now)
+	if known == nil || known.Mode != policy.Mode || !slices.Equal(known.MX, policy.MX) {
 		slog.Info("MTA-STS policy", "domain", domain, "mode", policy.Mode, "mx", policy.MX, "id", id, "max_age", policy.MaxAge)
 	}
 	if old != nil && old.policy != nil {
 		fresh.used = old.used
 	}
 	c.entries.Set(domain, fresh)
-	c.keep(domain, fresh)
-	c.changed(domain)
+	c.keep(domain)
+	if known != nil { // else who asks waits for this, or has not got an answer that lasts
+		c.changed(domain)
+	}
 }
 
-// keep writes e to the store, without anybody waiting for it.
-func (c *stsCache) keep(domain string, e *stsEntry) {
+// keep writes what is known of domain to the store, without anybody waiting for it.
+func (c *stsCache) keep(domain string) {
 	if c.store == nil {
 		return
 	}
@@ -370,6 +376,12 @@ func (c *stsCache) keep(domain string, e *stsEntry) {
 	c.running.Go(func() {
 		ctx, cancel := context.WithTimeout(c.ctx, keepTimeout)
 		defer cancel()
+		c.keeping.Lock() // or an older policy could come after a newer one
+		defer c.keeping.Unlock()
+		e := c.known(domain)
+		if e == nil || e.policy == nil {
+			return
+		}
 		c.writes.begin()
 		err := c.store.PutSTSPolicy(ctx, e.kept(domain))
 		c.writes.end(err == nil)
