@@ -3,6 +3,7 @@ package outbound
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/maypok86/otter/v2"
@@ -34,6 +35,8 @@ type answer struct {
 	// began.
 	since  int64
 	before *verdict
+	// settings are those that it was found by.
+	settings *Settings
 }
 
 // at returns the verdict that held at t.
@@ -56,11 +59,7 @@ func newAnswers(find func(ctx context.Context, domain string, old *answer) *answ
 	a.Cache = otter.Must(&otter.Options[string, *answer]{
 		MaximumWeight: maxAnswerBytes,
 		Weigher: func(domain string, a *answer) uint32 {
-			n := answerWeight + len(domain)
-			if a.verdict != nothing {
-				n += verdictWeight + len(a.plain.Data()) + len(a.tlsrpt.Data())
-			}
-			return uint32(n)
+			return uint32(answerWeight + len(domain) + a.verdict.weight() + a.before.weight())
 		},
 		ExpiryCalculator: otter.ExpiryWritingFunc(func(e otter.Entry[string, *answer]) time.Duration {
 			return e.Value.lifetime(time.Now())
@@ -70,6 +69,20 @@ func newAnswers(find func(ctx context.Context, domain string, old *answer) *answ
 	})
 	a.loader = find
 	return a
+}
+
+// weight is the memory that the verdict takes, approximately.
+func (v *verdict) weight() int {
+	if v == nil || v == nothing {
+		return 0
+	}
+	n := verdictWeight + len(v.plain.Data()) + len(v.tlsrpt.Data())
+	if v.policy != nil {
+		for _, s := range slices.Concat(v.policy.Text, v.policy.MX) {
+			n += stringWeight + len(s)
+		}
+	}
+	return n
 }
 
 // lifetime is how long the answer may be given.

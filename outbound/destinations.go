@@ -19,8 +19,8 @@ const (
 	maxToNote = 1000
 	// noters is the number of domains that are looked up at a time, for noteTimeout
 	// at most.
-	noters      = 4
-	noteTimeout = 30 * time.Second
+	noters      = 32
+	noteTimeout = 10 * time.Second
 )
 
 // DestinationRecorder is what Destinations asks of the store. RecordDestinations

@@ -89,14 +89,24 @@ type finding struct {
 
 // find looks everything up that has a say, for a delivery to domain.
 func (p *Policies) find(ctx context.Context, domain string, s *Settings) *finding {
+	f := &finding{domain: domain, override: s.override(domain), hosts: &dane.Result{}, sts: stsFinding{recordErr: mtasts.ErrNoRecord}}
+	if f.override.Level != "" && f.override.Level != LevelDANEOnly {
+		return f // nothing has
+	}
+	p.look(ctx, f)
+	return f
+}
+
+// look looks up what there is.
+func (p *Policies) look(ctx context.Context, f *finding) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	f := &finding{domain: domain, override: s.override(domain), hosts: &dane.Result{}}
+	domain := f.domain
 	// Both at once: most domains have neither, and then both have to be waited for.
 	sts := make(chan stsFinding, 1)
 	go func() {
 		found := stsFinding{recordErr: mtasts.ErrNoRecord}
-		if !f.override.IgnoreSTS {
+		if !f.override.IgnoreSTS && f.override.Level == "" {
 			if err := resolver.Safely(domain, func() { found = p.sts.find(ctx, domain) }); err != nil {
 				found = stsFinding{recordErr: err}
 			}
@@ -109,7 +119,6 @@ func (p *Policies) find(ctx context.Context, domain string, s *Settings) *findin
 		f.hostsErr = err
 	}
 	f.sts = <-sts
-	return f
 }
 
 // level returns what follows from what was found.
@@ -127,6 +136,8 @@ func (f *finding) level(s *Settings) Level {
 		return Level(level) // RFC 8461 2: DANE wins
 	case enforce:
 		return LevelSTS
+	case f.override.IgnoreDANE:
+		return LevelMay // with nothing smtp_tls_security_level = dane would look for DANE
 	case s.ReportTesting && f.sts.policy != nil && f.sts.policy.Mode == mtasts.ModeTesting:
 		return LevelTesting
 	}

@@ -120,7 +120,7 @@ func TestVerdict(t *testing.T) {
 		},
 		"DANE ignored, MX unknown": {
 			finding:  finding{hosts: &noHosts, hostsErr: temporary, sts: noRecord, override: Override{IgnoreDANE: true}},
-			settings: Settings{DeferOnError: true}, reply: none,
+			settings: Settings{DeferOnError: true}, want: LevelMay, reply: "OK may", // or main.cf's level dane would be
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -309,12 +309,19 @@ func TestSessions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for len(s.waiting) > 0 {
+		s.recordForHost(t.Context(), <-s.waiting)
+	}
+	s.RecordSessions(t.Context(), []ruapost.Session{ // of both hosts it is known by now
+		session("c.example", "tlsa", "mx.example.net"), session("c.example", "tlsa", "mx.other.example"),
+	})
 	got := map[string]int{}
 	for _, s := range rec.sessions {
 		got[fmt.Sprint(s.Domain, " ", s.Policy.Type, " ", s.Policy.Domain)]++
 	}
 	if diff := cmp.Diff(map[string]int{
-		"a.example tlsa mx.example.net": 1, "b.example tlsa mx.example.net": 1, "mx.example.net tlsa mx.example.net": 4,
+		"a.example tlsa mx.example.net": 1, "b.example tlsa mx.example.net": 1, "mx.example.net tlsa mx.example.net": 5,
+		"c.example tlsa mx.example.net": 1, "c.example tlsa mx.other.example": 1,
 		"a.example tlsa mx.other.example": 1, "a.example tlsa mx.nobody.example": 1, "a.example tlsa mx.down.example": 1,
 		"a.example tlsa mx.quiet.example": 1, "a.example sts mx.example.net": 1,
 	}, got); diff != "" {

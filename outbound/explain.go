@@ -75,11 +75,15 @@ func (p *Policies) Explain(ctx context.Context, key string, r tlsrpt.Resolver) (
 	settings := p.settings.Load()
 	f := p.find(ctx, domain, settings)
 	v := f.verdict(settings)
+	reason := f.reason(v, settings)
+	override := f.override
+	f.override = Override{} // what is there, though it may have no say
+	p.look(ctx, f)
 	e := &Explanation{
-		Domain: domain, Override: f.override.words(),
+		Domain: domain, Override: override.words(),
 		MXError: words(f.hostsErr), MXSecure: f.hosts.MXSecure, Skipped: f.hosts.Skipped,
 		STSRecordError: words(f.sts.recordErr), STSFetchError: words(f.sts.fetchErr),
-		Level: v.level, Reason: f.reason(v, settings),
+		Level: v.level, Reason: reason,
 		Answers: map[string]string{TableQuery: v.plain.String(), TableQueryTLSRPT: v.tlsrpt.String()},
 	}
 	if f.sts.record != nil {

@@ -272,3 +272,79 @@ func TestStoreReplaced(t *testing.T) {
 		t.Errorf("%s, kept: %+v", got, r.stored())
 	}
 }
+
+// busyStore does not tell of policies for as long as it is busy.
+type busyStore struct {
+	PolicyStore
+	busy bool
+}
+
+func (b *busyStore) STSPolicy(ctx context.Context, domain string) (*ruapost.STSPolicy, error) {
+	if b.busy {
+		return nil, errors.New("busy")
+	}
+	return b.PolicyStore.STSPolicy(ctx, domain)
+}
+
+// A policy that is only in the store is seen as soon as the store tells, whatever failed
+// meanwhile; until then it is not known whether there is one.
+func TestBusyStore(t *testing.T) {
+	r := newKeptRig(t)
+	<-r.sts.start("example.com", "1")
+	r.settle()
+	r.rig.host.SetPolicy("example.com")
+	for _, record := range []bool{true, false} {
+		if !record {
+			r.dns.Remove("_mta-sts.example.com")
+		}
+		r.restart()
+		r.freshDNS()
+		busy := &busyStore{PolicyStore: r.store, busy: true}
+		r.sts.store = busy
+		r.Reload(r.ca, Settings{DeferOnError: true})
+		// The policy host answers that it has none, so only the store's silence is trouble.
+		if got := r.ask(TableQuery, "example.com"); got != "TEMP the TLS policy of example.com cannot be found out at this time" {
+			t.Errorf("record %v, busy: %s", record, got)
+		}
+		busy.busy = false
+		r.answers.InvalidateAll()
+		if got := r.ask(TableQuery, "example.com"); got != enforced {
+			t.Errorf("record %v: %s", record, got)
+		}
+	}
+}
+
+// What could not be kept is kept with the next use.
+func TestKeptLater(t *testing.T) {
+	r := newKeptRig(t)
+	r.sts.store = &fullStore{r.store}
+	r.ask(TableQuery, "example.com")
+	r.settle()
+	if r.stored() != nil {
+		t.Fatal("kept")
+	}
+	r.sts.store = r.store
+	r.answers.InvalidateAll()
+	r.ask(TableQuery, "example.com")
+	r.settle()
+	if r.stored() == nil {
+		t.Error("not kept")
+	}
+}
+
+type fullStore struct{ PolicyStore }
+
+func (fullStore) PutSTSPolicy(context.Context, ruapost.STSPolicy) error { return ruapost.ErrNoRoom }
+
+// A level of our own needs nothing from the DNS.
+func TestOverrideLooksNothingUp(t *testing.T) {
+	r := newKeptRig(t)
+	r.Reload(r.ca, Settings{Overrides: []Override{{Domains: []string{"example.com"}, Level: LevelEncrypt}}})
+	before := len(r.dns.Queries())
+	if got := r.ask(TableQuery, "example.com"); got != "OK encrypt" {
+		t.Error(got)
+	}
+	if n := len(r.dns.Queries()) - before; n != 0 {
+		t.Errorf("%d queries", n)
+	}
+}

@@ -18,8 +18,10 @@ import (
 const (
 	// Journal is the source of log lines that is the systemd journal.
 	Journal = "journal"
-	// logLookups is how many events are looked at at a time.
-	logLookups = 16
+	// logLookups is how many events are looked at at a time, for logTimeout at most: one
+	// domain whose name servers are silent must not keep others' sessions waiting.
+	logLookups = 128
+	logTimeout = 10 * time.Second
 	// logTries is how often events are looked at if the DNS fails for all of them, as it
 	// may when a host has just started.
 	logTries = 5
@@ -50,8 +52,9 @@ type Logs struct {
 	// ReportFrom is the envelope sender of reports, whose deliveries do not count.
 	ReportFrom string
 
-	// byDatagram are the hosts, as the log names them, whose Postfix was seen to tell of
-	// sessions by datagrams, too: those that it does not tell of are not to be reported.
+	// byDatagram says of hosts, as the log names them, when their Postfix was last seen to
+	// tell of a session by a datagram, too: those that it does not tell of are not to be
+	// reported.
 	byDatagram sync.Map
 }
 
@@ -81,6 +84,7 @@ func (l *Logs) read(ctx context.Context, source string) {
 		// given again.
 		return l.record(ctx, sessions, ruapost.Position{Source: source, At: position})
 	})
+	slog.Info("reading Postfix's log", "source", source, "position", ruapost.Clean(position, 200))
 	if source == Journal {
 		maillog.Journal(ctx, journalctl, position, deliver)
 	} else {
@@ -120,6 +124,11 @@ func (l *Logs) record(ctx context.Context, sessions []ruapost.Session, at ruapos
 // ended, or if the DNS fails for all of them; without one, what could not be found out is
 // left out.
 func (l *Logs) sessions(ctx context.Context, events []maillog.Event) ([]ruapost.Session, error) {
+	for i := range events {
+		if events[i].Datagram {
+			l.byDatagram.Store(events[i].Host, events[i].Time)
+		}
+	}
 	found := make([][]ruapost.Session, len(events))
 	errs := make([]error, len(events))
 	var lookups sync.WaitGroup
@@ -128,6 +137,8 @@ func (l *Logs) sessions(ctx context.Context, events []maillog.Event) ([]ruapost.
 		turns <- struct{}{}
 		lookups.Go(func() {
 			defer func() { <-turns }()
+			ctx, cancel := context.WithTimeout(ctx, logTimeout)
+			defer cancel()
 			perr := resolver.Safely(events[i].Domains[0], func() { found[i], errs[i] = l.look(ctx, &events[i]) })
 			errs[i] = errors.Join(errs[i], perr)
 		})
@@ -136,7 +147,7 @@ func (l *Logs) sessions(ctx context.Context, events []maillog.Event) ([]ruapost.
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	sessions := l.Sessions.forReports(ctx, slices.Concat(found...))
+	sessions := l.Sessions.forReports(slices.Concat(found...))
 	failed := slices.DeleteFunc(errs, func(err error) bool { return err == nil })
 	if len(failed) > 0 && len(failed) == len(events) {
 		return sessions, failed[0]
@@ -163,10 +174,7 @@ func logResult(e *maillog.Event, sessions []ruapost.Session) string {
 // tells of its sessions by datagrams as well, they count there. An error says that the
 // DNS failed, and that this can be told later.
 func (l *Logs) look(ctx context.Context, e *maillog.Event) ([]ruapost.Session, error) {
-	if e.Datagram {
-		l.byDatagram.Store(e.Host, true)
-	}
-	if _, told := l.byDatagram.Load(e.Host); told && e.Kind == maillog.KindSession || e.Kind == maillog.KindPlaintext {
+	if e.Kind == maillog.KindPlaintext || e.Kind == maillog.KindSession && l.toldByDatagram(e) {
 		return nil, nil
 	}
 	var all []ruapost.Session
@@ -189,16 +197,23 @@ func (l *Logs) look(ctx context.Context, e *maillog.Event) ([]ruapost.Session, e
 	return all, errors.Join(errs...)
 }
 
+// toldByDatagram says whether Postfix tells of its sessions by datagrams: it has told of
+// one in the last day.
+func (l *Logs) toldByDatagram(e *maillog.Event) bool {
+	last, ok := l.byDatagram.Load(e.Host)
+	return ok && e.Time.Sub(last.(time.Time)) < 24*time.Hour
+}
+
 // session returns what an event is for a domain, false if it has nothing to do with the
 // domain's own mail servers. An error is that of finding it out.
 func (l *Logs) session(ctx context.Context, domain string, e *maillog.Event) (s ruapost.Session, ok bool, err error) {
-	// Postfix may come to wait for the same answer, so it does not end with ctx.
-	a, err := l.Policies.answers.get(context.WithoutCancel(ctx), domain)
-	if err != nil {
+	host, ok, err := l.host(ctx, domain, e)
+	if !ok {
 		return s, false, err
 	}
-	host, ok, err := l.host(ctx, domain, e.MX)
-	if !ok {
+	// Postfix may come to wait for the same answer, so it does not end with ctx.
+	a, err := l.Policies.current(context.WithoutCancel(ctx), domain)
+	if err != nil {
 		return s, false, err
 	}
 	s = ruapost.Session{Time: e.Time, Domain: domain, Uncounted: e.Kind == maillog.KindProblem}
@@ -207,27 +222,43 @@ func (l *Logs) session(ctx context.Context, domain string, e *maillog.Event) (s 
 	if e.Failure.Result != "" {
 		s.Failed, s.Failures = !s.Uncounted, []ruapost.TLSFailure{e.Failure}
 	}
-	if v.level == LevelTesting && !s.Failed && !s.Uncounted {
+	if len(s.Failures) > 0 {
+		return s, true, nil
+	}
+	if v.level == LevelTesting {
 		s.Failures = testingFailures(v, e)
 		s.Failed = len(s.Failures) > 0
 	}
-	return s, true, nil
+	return s, !setAside(v, s.Policy.Type, e.Peer), nil
 }
 
-// host returns the domain's MX host of this name, false if it has none: mail to the
-// domain was then routed to a relay host, whose sessions are not the domain's.
-func (l *Logs) host(ctx context.Context, domain, name string) (*dane.Host, bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
-	defer cancel()
+// setAside says that a session went well although its server was not authenticated, as
+// the policy wants: then Postfix did not heed the policy, as for mail with "TLS-Required:
+// No" (RFC 8689). There is nothing to tell of it, which Postfix 3.10.4 does not either.
+func setAside(v *verdict, policy ruapost.TLSPolicyType, peer maillog.Peer) bool {
+	switch {
+	case v.level == LevelTesting || policy == ruapost.PolicyNone:
+		return false
+	case v.level == LevelDANE && peer == maillog.PeerTrusted:
+		return false // by its TLSA records, though the MX answer was not secure
+	}
+	return peer != maillog.PeerVerified
+}
+
+// host returns the MX host of the domain that the event is about, false if it is none of
+// them, or another address: mail to the domain was then routed to a relay host, or the
+// domain's records were changed since, and it is not known what they were.
+func (l *Logs) host(ctx context.Context, domain string, e *maillog.Event) (*dane.Host, bool, error) {
 	found, err := dane.Lookup(ctx, l.Policies.resolver, domain)
 	if err != nil {
 		return nil, false, err
 	}
-	i := slices.IndexFunc(found.Hosts, func(h dane.Host) bool { return h.Name == name })
+	i := slices.IndexFunc(found.Hosts, func(h dane.Host) bool { return h.Name == e.MX })
 	if i < 0 {
-		return &dane.Host{Name: name}, found.Skipped > 0, nil // it may be one that was not looked at
+		return &dane.Host{Name: e.MX}, found.Skipped > 0, nil // it may be one that was not looked at
 	}
-	return &found.Hosts[i], true, nil
+	h := &found.Hosts[i]
+	return h, !e.IP.IsValid() || slices.Contains(h.Addrs, e.IP), nil
 }
 
 // policyOf returns the policy that a session with host was held to, as Postfix 3.10
@@ -255,7 +286,7 @@ func testingFailures(v *verdict, e *maillog.Event) []ruapost.TLSFailure {
 	switch {
 	case !v.policy.Matches(e.MX):
 		failure.Result, failure.Reason = ruapost.ResultValidationFailure, reasonMXOutside
-	case e.Peer == maillog.PeerUntrusted, e.Peer == maillog.PeerAnonymous:
+	case e.Peer == maillog.PeerUntrusted:
 		failure.Result = ruapost.ResultCertificateNotTrusted
 	default:
 		return nil

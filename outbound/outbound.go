@@ -59,7 +59,11 @@ func NewPolicies(r Resolver, f *mtasts.Fetcher, store PolicyStore, s Settings) *
 	p := &Policies{resolver: r}
 	p.settings.Store(&s)
 	p.answers = newAnswers(p.evaluate)
-	p.sts = newSTSCache(r, f, store, func(domain string) { p.answers.Invalidate(domain) })
+	p.sts = newSTSCache(r, f, store, func(domain string) {
+		if _, ok := p.answers.GetIfPresent(domain); ok {
+			p.answers.Refresh(context.Background(), domain, p.answers.loader)
+		}
+	})
 	return p
 }
 
@@ -95,7 +99,7 @@ func (p *Policies) answer(ctx context.Context, table, key string) (socketmap.Rep
 	if !ok {
 		return socketmap.NotFound(), queriesNoDomain
 	}
-	a, err := p.answers.get(ctx, domain)
+	a, err := p.current(ctx, domain)
 	switch {
 	case err != nil: // ctx has ended, or the evaluation panicked
 		return socketmap.NotFound(), queriesUnknown
@@ -105,6 +109,17 @@ func (p *Policies) answer(ctx context.Context, table, key string) (socketmap.Rep
 	return a.plain, a.counter
 }
 
+// current returns the answer for domain by the settings that are in force. An error is that
+// of ctx, or that finding it panicked.
+func (p *Policies) current(ctx context.Context, domain string) (*answer, error) {
+	a, err := p.answers.get(ctx, domain)
+	if err == nil && a.settings != p.settings.Load() { // was being found when they changed
+		p.answers.Invalidate(domain)
+		a, err = p.answers.get(ctx, domain)
+	}
+	return a, err
+}
+
 // evaluate finds the answer for a delivery to domain; old is the answer until now, or nil.
 func (p *Policies) evaluate(ctx context.Context, domain string, old *answer) *answer {
 	if p.Destinations != nil {
@@ -112,11 +127,7 @@ func (p *Policies) evaluate(ctx context.Context, domain string, old *answer) *an
 	}
 	settings := p.settings.Load()
 	f := p.find(ctx, domain, settings)
-	if now := p.settings.Load(); now != settings { // reloaded meanwhile
-		settings = now
-		f = p.find(ctx, domain, settings)
-	}
-	a := &answer{verdict: f.verdict(settings), since: time.Now().Unix()}
+	a := &answer{verdict: f.verdict(settings), settings: settings, since: time.Now().Unix()}
 	if old != nil {
 		f.log(a.verdict, old.verdict)
 		if a.before = old.verdict; a.sameAs(old.verdict) {

@@ -35,7 +35,10 @@ func (p *Policies) Run(ctx context.Context) {
 		return
 	}
 	var both sync.WaitGroup
-	both.Go(func() { each(ctx, watchEach, p.watch) })
+	both.Go(func() {
+		p.watch(ctx)
+		each(ctx, watchEach, p.watch)
+	})
 	both.Go(func() { each(ctx, refreshEach, p.sts.refreshAll) })
 	both.Wait()
 }
@@ -87,8 +90,8 @@ func (v *version) mark() (written uint64, quiet bool) {
 }
 
 // replaced is by how much the version of a new file differs at least from that of the one
-// before: each begins to count from another time.
-const replaced = 1 << 30
+// before: each begins to count from another time, in nanoseconds.
+const replaced = 1 << 20
 
 // changes returns how many changes others have made between the last call and now, when
 // the store's version is n: replaced or more if the file is another one. mark has returned
@@ -143,14 +146,14 @@ func (p *Policies) watch(ctx context.Context) {
 
 // refreshAll goes through the kept policies once.
 func (c *stsCache) refreshAll(ctx context.Context) {
-	work := make(chan ruapost.STSPolicy)
+	work := make(chan string)
 	var workers sync.WaitGroup
 	defer workers.Wait()
 	defer close(work)
 	for range refreshers {
 		workers.Go(func() {
-			for p := range work {
-				c.refresh(ctx, p)
+			for domain := range work {
+				c.refresh(ctx, domain)
 			}
 		})
 	}
@@ -167,7 +170,7 @@ func (c *stsCache) refreshAll(ctx context.Context) {
 		}
 		for _, p := range policies {
 			select {
-			case work <- p:
+			case work <- p.Domain:
 			case <-ctx.Done():
 				return
 			}
@@ -176,29 +179,32 @@ func (c *stsCache) refreshAll(ctx context.Context) {
 	}
 }
 
-// refresh does what is due about p: nothing, to fetch it again (RFC 8461 3.3), or to
-// forget it.
-func (c *stsCache) refresh(ctx context.Context, p ruapost.STSPolicy) {
+// refresh does what is due about the policy of domain: nothing, to fetch it again
+// (RFC 8461 3.3), or to forget it.
+func (c *stsCache) refresh(ctx context.Context, domain string) {
 	now := c.now()
-	if !now.Before(p.Expires) || now.Sub(p.Used) > unusedAfter {
-		c.forget(ctx, p.Domain)
+	e, err := c.entry(ctx, domain) // which may have changed since it was listed
+	if err != nil || e == nil || e.policy == nil {
 		return
 	}
-	e := c.entry(ctx, p.Domain)
-	if e.current(now) == nil || now.Before(e.refreshAt()) && e.policy.Mode != mtasts.ModeNone {
+	if !now.Before(e.expires) || now.Sub(e.used) > unusedAfter && !e.used.IsZero() {
+		c.forget(ctx, domain)
 		return
 	}
-	record, err := mtasts.LookupRecord(ctx, c.resolver, p.Domain)
+	if now.Before(e.refreshAt()) && e.policy.Mode != mtasts.ModeNone {
+		return
+	}
+	record, err := mtasts.LookupRecord(ctx, c.resolver, domain)
 	switch {
 	case errors.Is(err, mtasts.ErrNoRecord) && e.policy.Mode == mtasts.ModeNone:
-		c.forget(ctx, p.Domain) // RFC 8461 8.3: the domain has taken its leave
+		c.forget(ctx, domain) // RFC 8461 8.3: the domain has taken its leave
 	case err != nil:
 		// The policy holds until it expires. A domain that has taken its record away is
 		// not held to it for longer.
 	case now.Before(e.refreshAt()) && record.ID == e.id || e.tooSoon(record.ID, now):
 	default:
 		select {
-		case <-c.start(p.Domain, record.ID):
+		case <-c.start(domain, record.ID):
 		case <-ctx.Done():
 		}
 	}

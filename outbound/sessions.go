@@ -2,21 +2,24 @@ package outbound
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/maypok86/otter/v2"
 
 	"ruapost"
+	"ruapost/resolver"
 	"ruapost/tlsrpt"
 )
 
 const (
 	// maxHosts is the number of MX hosts that are remembered to ask for reports, or not,
-	// for hostFor.
-	maxHosts = 10_000
-	hostFor  = 10 * time.Minute
-	// hostTimeout is how long the sessions of one call wait for that to be found out.
-	hostTimeout = 5 * time.Second
+	// for hostFor, or for hostRetry if that could not be found out.
+	maxHosts  = 10_000
+	hostFor   = 10 * time.Minute
+	hostRetry = time.Minute
+	// maxForHosts is the number of sessions that may wait for that to be found out.
+	maxForHosts = 10_000
 )
 
 // Sessions decides into which reports TLS sessions go, and records them. Create it with
@@ -27,12 +30,14 @@ type Sessions struct {
 	rec      Recorder
 	// hosts are the MX hosts that are known to ask for reports, or not to.
 	hosts *otter.Cache[string, bool]
+	// waiting are sessions with hosts of which that is not known.
+	waiting chan ruapost.Session
 }
 
 // NewSessions returns a Sessions that records into rec.
 func NewSessions(p *Policies, r tlsrpt.Resolver, rec Recorder) *Sessions {
 	return &Sessions{
-		policies: p, resolver: r, rec: rec,
+		policies: p, resolver: r, rec: rec, waiting: make(chan ruapost.Session, maxForHosts),
 		hosts: otter.Must(&otter.Options[string, bool]{
 			MaximumSize:      maxHosts,
 			ExpiryCalculator: otter.ExpiryCreating[string, bool](hostFor),
@@ -40,16 +45,45 @@ func NewSessions(p *Policies, r tlsrpt.Resolver, rec Recorder) *Sessions {
 	}
 }
 
-// RecordSessions records the sessions in all reports that they are part of.
+// RecordSessions records the sessions in all reports that they are part of: at once in
+// those of their domains, and in those of MX hosts when it is known which there are.
 func (r *Sessions) RecordSessions(ctx context.Context, sessions []ruapost.Session) error {
-	return r.rec.RecordSessions(ctx, r.forReports(ctx, sessions))
+	return r.rec.RecordSessions(ctx, r.forReports(sessions))
+}
+
+// Run finds out which MX hosts ask for reports, until ctx ends.
+func (r *Sessions) Run(ctx context.Context) {
+	var workers sync.WaitGroup
+	for range noters {
+		workers.Go(func() {
+			for {
+				select {
+				case s := <-r.waiting:
+					resolver.Safely(s.Domain, func() { r.recordForHost(ctx, s) })
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+	}
+	workers.Wait()
+}
+
+// recordForHost records s, whose domain is an MX host, if that asks for reports.
+func (r *Sessions) recordForHost(ctx context.Context, s ruapost.Session) {
+	ctx, cancel := context.WithTimeout(ctx, noteTimeout)
+	defer cancel()
+	if !r.asksForReports(ctx, s.Domain) {
+		return
+	}
+	if err := r.rec.RecordSessions(ctx, []ruapost.Session{s}); err != nil {
+		sessionsDropped.Inc()
+	}
 }
 
 // forReports returns the sessions as they stand in reports: without those of domains that
 // are not to get any, and again for each MX host that asks for reports of its own.
-func (r *Sessions) forReports(ctx context.Context, sessions []ruapost.Session) []ruapost.Session {
-	ctx, cancel := context.WithTimeout(ctx, hostTimeout)
-	defer cancel()
+func (r *Sessions) forReports(sessions []ruapost.Session) []ruapost.Session {
 	settings := r.policies.settings.Load()
 	var all []ruapost.Session
 	for _, s := range sessions {
@@ -60,10 +94,18 @@ func (r *Sessions) forReports(ctx context.Context, sessions []ruapost.Session) [
 		// The policy domain of DANE is the MX host, which may serve many recipient domains
 		// and belong to somebody else than they do (RFC 8460 1.1).
 		host := s.Policy.Domain
-		if s.Policy.Type == ruapost.PolicyTLSA && host != s.Domain &&
-			!settings.override(host).NoReport && r.asksForReports(ctx, host) {
-			s.Domain = host
+		if s.Policy.Type != ruapost.PolicyTLSA || host == s.Domain || settings.override(host).NoReport {
+			continue
+		}
+		s.Domain = host
+		if asks, ok := r.hosts.GetIfPresent(host); asks {
 			all = append(all, s)
+		} else if !ok {
+			select {
+			case r.waiting <- s:
+			default:
+				sessionsDropped.Inc()
+			}
 		}
 	}
 	return all
@@ -91,11 +133,11 @@ func (r *Sessions) asksForReports(ctx context.Context, host string) bool {
 	if asks, ok := r.hosts.GetIfPresent(host); ok {
 		return asks
 	}
-	if ctx.Err() != nil {
-		return false
-	}
 	record, err := tlsrpt.LookupRecord(ctx, r.resolver, host)
 	asks := err == nil && len(record.RUA) > 0
 	r.hosts.Set(host, asks)
+	if resolver.IsTemporary(err) {
+		r.hosts.SetExpiresAfter(host, hostRetry)
+	}
 	return asks
 }

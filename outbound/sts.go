@@ -13,6 +13,7 @@ import (
 	"github.com/maypok86/otter/v2"
 
 	"ruapost"
+	"ruapost/dmarc"
 	"ruapost/mtasts"
 	"ruapost/resolver"
 )
@@ -26,9 +27,11 @@ const (
 	entryWeight  = 160
 	policyWeight = 352
 	stringWeight = 32
-	// maxFetches is how many fetches may be under way. It is for times when very
-	// many policy hosts are silent: each holds a socket for up to a minute.
-	maxFetches = 1000
+	// maxFetches is how many fetches may be under way, and maxOrganizationFetches how
+	// many of names below one registered name. A hostile policy host can hold each for a
+	// minute, and some MB with it.
+	maxFetches             = 64
+	maxOrganizationFetches = 8
 
 	fetchRetry        = 5 * time.Minute // RFC 8461 3.3
 	minPolicyLifetime = 5 * time.Minute // a max_age of 0 is for one use; one use is a delivery
@@ -57,14 +60,14 @@ type PolicyStore interface {
 	STSVersion(ctx context.Context) (uint64, error)
 }
 
-// stsCache keeps MTA-STS policies for as long as they say, and fetches them. What it has
-// in memory is in the store, too, if there is one that can be written.
+// stsCache keeps MTA-STS policies for as long as they say, and fetches them: in memory
+// those in use, and all in the store, if there is one.
 type stsCache struct {
 	resolver mtasts.Resolver
 	fetcher  atomic.Pointer[mtasts.Fetcher]
 	store    PolicyStore // may be nil
 	now      func() time.Time
-	changed  func(domain string) // called when what is known of domain has changed
+	changed  func(domain string) // called when another policy of domain holds than before
 
 	entries *otter.Cache[string, *stsEntry]
 
@@ -76,6 +79,7 @@ type stsCache struct {
 	fetching map[string]chan struct{} // by domain; closed when the fetch is over
 	running  sync.WaitGroup           // fetches, and what is being kept
 	keeping  sync.Mutex               // held by who writes to the store
+	updating sync.Mutex               // held by who replaces an entry
 	writes   version                  // see watch
 }
 
@@ -86,6 +90,8 @@ type stsEntry struct {
 	fetched time.Time
 	expires time.Time
 	used    time.Time // the day of the last use that the store knows of
+	// looked says that the store need not be asked: it was, or this is newer.
+	looked bool
 	// failedID is the ID for which the last fetch failed with failure.
 	failedID string
 	failedAt time.Time
@@ -104,6 +110,8 @@ type stsFinding struct {
 	fetchErr error
 	// expires is until when the policy holds.
 	expires time.Time
+	// storeErr is why it is not known whether a policy is kept.
+	storeErr error
 }
 
 // trouble says that nothing is known of a policy though there may be one, for a reason
@@ -112,6 +120,8 @@ func (f *stsFinding) trouble() bool {
 	switch {
 	case f.policy != nil:
 		return false
+	case f.storeErr != nil:
+		return true
 	case f.recordErr != nil:
 		return resolver.IsTemporary(f.recordErr)
 	}
@@ -164,10 +174,11 @@ func (c *stsCache) close() {
 // not expired holds whatever becomes of the record or of a fetch (RFC 8461 3.1, 3.3). It
 // is returned at once: if it is to be fetched again, the next look sees what came of that.
 func (c *stsCache) find(ctx context.Context, domain string) (f stsFinding) {
-	entry := c.entry(ctx, domain)
+	entry, err := c.entry(ctx, domain)
+	f.storeErr = err
 	f.set(entry, c.now())
 	if f.policy != nil {
-		c.use(domain, entry)
+		c.use(domain)
 	}
 	f.record, f.recordErr = mtasts.LookupRecord(ctx, c.resolver, domain)
 	id := f.id
@@ -212,31 +223,51 @@ func (c *stsCache) known(domain string) *stsEntry {
 }
 
 // entry returns what is known of domain in memory or in the store, nil if that is
-// nothing.
-func (c *stsCache) entry(ctx context.Context, domain string) *stsEntry {
+// nothing. An error says that the store does not tell.
+func (c *stsCache) entry(ctx context.Context, domain string) (*stsEntry, error) {
 	e := c.known(domain)
-	if e != nil || c.store == nil {
-		return e
+	if c.store == nil || e != nil && e.looked {
+		return e, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	p, err := c.store.STSPolicy(ctx, domain)
-	switch {
-	case err != nil:
+	if err != nil {
 		storeErrors.Inc()
 		slog.Warn("MTA-STS policy cannot be read from the store", "domain", domain, "err", err)
-		return nil
-	case p == nil:
-		e = nothingKept
-	default:
-		e = keptEntry(p)
+		return e, err
 	}
-	e, _ = c.entries.SetIfAbsent(domain, e) // a fetch may have been quicker
+	return c.update(domain, func(e *stsEntry) *stsEntry {
+		switch {
+		case e != nil && e.looked: // a fetch was quicker
+			return e
+		case e == nil && p == nil:
+			return nothingKept
+		}
+		fresh := &stsEntry{}
+		if p != nil {
+			fresh = keptEntry(p)
+		}
+		if fresh.looked = true; e != nil {
+			fresh.failedID, fresh.failedAt, fresh.failure = e.failedID, e.failedAt, e.failure
+		}
+		return fresh
+	}), nil
+}
+
+// update replaces what is known of domain in memory.
+func (c *stsCache) update(domain string, replace func(e *stsEntry) *stsEntry) *stsEntry {
+	c.updating.Lock()
+	defer c.updating.Unlock()
+	e := replace(c.known(domain))
+	if e != nil {
+		c.entries.Set(domain, e)
+	}
 	return e
 }
 
 // nothingKept is the entry of a domain that the store has no policy of.
-var nothingKept = &stsEntry{}
+var nothingKept = &stsEntry{looked: true}
 
 // keptEntry is what the store has kept.
 func keptEntry(p *ruapost.STSPolicy) *stsEntry {
@@ -285,15 +316,20 @@ func (e *stsEntry) failureOf(id string, now time.Time) error {
 }
 
 // use notes that the policy is in use today.
-func (c *stsCache) use(domain string, e *stsEntry) {
-	today := day(c.now())
-	if e.used.Equal(today) {
-		return
+func (c *stsCache) use(domain string) {
+	today, before := day(c.now()), time.Time{}
+	c.update(domain, func(e *stsEntry) *stsEntry {
+		if e == nil { // driven out of memory just now
+			before = today
+			return nil
+		}
+		used := *e
+		before, used.used = e.used, today
+		return &used
+	})
+	if !before.Equal(today) {
+		c.keep(domain)
 	}
-	used := *e
-	used.used = today
-	c.entries.Set(domain, &used)
-	c.keep(domain)
 }
 
 func day(t time.Time) time.Time { return t.UTC().Truncate(24 * time.Hour) }
@@ -307,60 +343,81 @@ func (c *stsCache) start(domain, id string) <-chan struct{} {
 		return done
 	}
 	done := make(chan struct{})
-	if c.closed || len(c.fetching) >= maxFetches {
+	if c.closed || !c.hasRoom(domain) {
 		fetches.WithLabelValues("refused").Inc()
 		close(done)
 		return done
 	}
 	c.fetching[domain] = done
 	c.running.Go(func() {
-		c.fetch(domain, id)
+		changed := c.fetch(domain, id)
 		c.mu.Lock()
 		delete(c.fetching, domain)
 		c.mu.Unlock()
 		close(done)
+		if changed {
+			c.changed(domain)
+		}
 	})
 	return done
 }
 
-// fetch gets the domain's policy and keeps it.
-func (c *stsCache) fetch(domain, id string) {
+// hasRoom says whether a fetch for domain may be begun.
+func (c *stsCache) hasRoom(domain string) bool {
+	if len(c.fetching) >= maxFetches {
+		return false
+	}
+	org, same := dmarc.BuiltinSuffixes{}.OrganizationalDomain(domain), 0
+	for other := range c.fetching {
+		if ruapost.Within(other, org) {
+			same++
+		}
+	}
+	return same < maxOrganizationFetches
+}
+
+// fetch gets the domain's policy and keeps it. It returns whether that is another one than
+// was known.
+func (c *stsCache) fetch(domain, id string) (changed bool) {
 	var policy *mtasts.Policy
 	var err error
 	if perr := resolver.Safely(domain, func() { policy, err = c.fetcher.Load().Fetch(c.ctx, domain) }); perr != nil {
 		err = perr
 	}
 	now := c.now()
-	old := c.known(domain)
-	if err != nil {
-		fetches.WithLabelValues("failed").Inc()
-		slog.Warn("MTA-STS policy cannot be fetched", "domain", domain, "id", id,
-			"known", old.current(now) != nil, "err", err)
-		fresh := stsEntry{}
-		if old != nil {
-			fresh = *old
+	var known *mtasts.Policy
+	c.update(domain, func(e *stsEntry) *stsEntry {
+		known = e.current(now)
+		fresh := &stsEntry{
+			policy: policy, id: id, looked: true,
+			fetched: now, used: day(now),
+		}
+		if e != nil && e.policy != nil {
+			fresh.used = e.used
+		}
+		if err == nil {
+			fresh.expires = now.Add(max(policy.MaxAge, minPolicyLifetime))
+			return fresh
+		}
+		if fresh = new(stsEntry); e != nil {
+			*fresh = *e
 		}
 		fresh.failedID, fresh.failedAt, fresh.failure = id, now, err
-		c.entries.Set(domain, &fresh)
-		return
+		return fresh
+	})
+	if err != nil {
+		fetches.WithLabelValues("failed").Inc()
+		slog.Warn("MTA-STS policy cannot be fetched", "domain", domain, "id", id, "known", known != nil, "err", err)
+		return false
 	}
 	fetches.WithLabelValues("ok").Inc()
-	fresh := &stsEntry{
-		policy: policy, id: id,
-		fetched: now, expires: now.Add(max(policy.MaxAge, minPolicyLifetime)), used: day(now),
-	}
-	known := old.current(now)
-	if known == nil || known.Mode != policy.Mode || !slices.Equal(known.MX, policy.MX) {
-		slog.Info("MTA-STS policy", "domain", domain, "mode", policy.Mode, "mx", policy.MX, "id", id, "max_age", policy.MaxAge)
-	}
-	if old != nil && old.policy != nil {
-		fresh.used = old.used
-	}
-	c.entries.Set(domain, fresh)
 	c.keep(domain)
-	if known != nil { // else who asks waits for this, or has not got an answer that lasts
-		c.changed(domain)
+	if known != nil && known.Mode == policy.Mode && slices.Equal(known.MX, policy.MX) && slices.Equal(known.Text, policy.Text) {
+		return false
 	}
+	slog.Info("MTA-STS policy", "domain", domain, "mode", policy.Mode, "mx", policy.MX, "id", id, "max_age", policy.MaxAge)
+	// Without a known one who asks waits for this, or has not got an answer that lasts.
+	return known != nil
 }
 
 // keep writes what is known of domain to the store, without anybody waiting for it.
@@ -385,9 +442,18 @@ func (c *stsCache) keep(domain string) {
 		c.writes.begin()
 		err := c.store.PutSTSPolicy(ctx, e.kept(domain))
 		c.writes.end(err == nil)
-		if err != nil {
-			storeErrors.Inc()
-			slog.Warn("MTA-STS policy is kept in memory only", "domain", domain, "err", err)
+		if err == nil {
+			return
 		}
+		storeErrors.Inc()
+		slog.Warn("MTA-STS policy is kept in memory only", "domain", domain, "err", err)
+		c.update(domain, func(e *stsEntry) *stsEntry { // the next use tries again
+			if e == nil {
+				return nil
+			}
+			again := *e
+			again.used = time.Time{}
+			return &again
+		})
 	})
 }

@@ -112,6 +112,7 @@ func (o *outboundParts) record(ctx context.Context, events *net.UnixConn) {
 	parts.Go(func() { o.policies.Run(ctx) })
 	parts.Go(func() { o.policies.Destinations.Run(ctx, o.store) })
 	parts.Go(func() { o.policies.Problems.Run(ctx, sessions) })
+	parts.Go(func() { sessions.Run(ctx) })
 	if events != nil {
 		parts.Go(func() { outbound.Receive(ctx, events, sessions) })
 	}
