@@ -52,12 +52,12 @@ const (
 	// MaxSTSPolicies and MaxSTSBytes are the number of MTA-STS policies and the size of
 	// their JSON forms in all, MaxSTSPolicyBytes that of each.
 	MaxSTSPolicies    = 50_000
-	MaxSTSBytes       = 64 << 20
-	MaxSTSPolicyBytes = 64 << 10
+	MaxSTSBytes       = 128 << 20
+	MaxSTSPolicyBytes = 16 << 10
 	// MaxOrganizationSTSPolicies is the number of MTA-STS policies of the names below one
 	// public suffix: a wildcard record and host can serve one for each that somebody
 	// invents.
-	MaxOrganizationSTSPolicies = 256
+	MaxOrganizationSTSPolicies = 128
 	// MaxPositions is the number of sources of log lines whose position is kept,
 	// MaxPositionBytes the size of a source's name, and of a position.
 	MaxPositions     = 64

@@ -138,10 +138,10 @@ func TestSTSBoundOfAPolicy(t *testing.T) {
 
 // The bounds as they are: nothing in them is so large that a program could not go on.
 func TestSTSBounds(t *testing.T) {
-	if want := (stsBounds{50_000, 256, 64 << 20}); defaultSTSBounds != want {
+	if want := (stsBounds{50_000, 128, 128 << 20}); defaultSTSBounds != want {
 		t.Errorf("%+v", defaultSTSBounds)
 	}
-	if MaxSTSPolicyBytes != 64<<10 || MaxPositions != 64 || MaxPositionBytes != 1<<10 {
+	if MaxSTSPolicyBytes != 16<<10 || MaxPositions != 64 || MaxPositionBytes != 1<<10 {
 		t.Error(MaxSTSPolicyBytes, MaxPositions, MaxPositionBytes)
 	}
 }
@@ -402,8 +402,8 @@ func TestSTSWhileLocked(t *testing.T) {
 func TestSTSReadsAreShort(t *testing.T) {
 	s := openStore(t, filepath.Join(t.TempDir(), "db"))
 	var want []string
-	for i := range 60 {
-		p := policy(fmt.Sprintf("d%02d.example", i), strings.Repeat("x", 60<<10))
+	for i := range 240 {
+		p := policy(fmt.Sprintf("d%03d.example", i), strings.Repeat("x", 15<<10))
 		mustPut(t, s, p)
 		want = append(want, p.Domain)
 	}
@@ -429,7 +429,7 @@ func TestSTSReadsAreShort(t *testing.T) {
 	if !slices.Equal(got, want) || reads < 3 {
 		t.Errorf("%d policies in %d reads", len(got), reads)
 	}
-	all, err := s.STSPolicies(t.Context(), "", 100)
+	all, err := s.STSPolicies(t.Context(), "", 1000)
 	if err != nil || len(all) != len(want) {
 		t.Errorf("%d policies, %v", len(all), err)
 	}

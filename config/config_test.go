@@ -264,6 +264,7 @@ func TestErrors(t *testing.T) {
 		{"tls_override for nothing", "[[tls_override]]\nlevel = 'may'\n", `f.toml:1: tls_override: section 1: it would be for no domain; expected domain`},
 		{"tls_override without effect", "[[tls_override]]\ndomain = 'a.example'\nreport = 'yes'\n", `f.toml:1: tls_override: section 1: it would change nothing; expected level, ignore or report = "no"`},
 		{"tls_override with both", "[[tls_override]]\ndomain = 'a.example'\nlevel = 'may'\nignore = ['sts']\n", `f.toml:1: tls_override: section 1: what a domain publishes has no say beside a level; expected either level or ignore`},
+		{"tls_override twice", "[[tls_override]]\ndomain = 'a.example'\nlevel = 'may'\n[[tls_override]]\ndomain = ['b.example', 'a.example']\nreport = 'no'\n", `f.toml:4: tls_override: section 2: a.example stands in section 1, too; expected each name once`},
 		{"tls_override level", "[[tls_override]]\ndomain = 'a.example'\nlevel = 'verify'\n", `f.toml:1: tls_override: section 1: level: "verify": not supported; expected "none", "may", "encrypt", "dane", "dane-only" or "secure"`},
 		{"tls_override domain", "[[tls_override]]\ndomain = '[a.example]'\n", `f.toml:1: tls_override: section 1: domain: not a domain name: character '[': "[a.example]"; expected a list of domains such as "example.org", or ".example.org" for all names below it`},
 		{

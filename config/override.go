@@ -22,6 +22,15 @@ func (m *Milter) setOverrides(value any) (err error) {
 // setOverrides is the setter of [[tls_override]].
 func (t *TLSPolicy) setOverrides(value any) (err error) {
 	t.Overrides, err = sectionList(value, "tls_override", "domain, level, ignore and report", parseTLSOverride)
+	sections := map[string]int{}
+	for i, o := range t.Overrides {
+		for _, domain := range o.Domains {
+			if first := sections[domain]; first > 0 {
+				return fmt.Errorf("section %d: %s stands in section %d, too; expected each name once", i+1, domain, first)
+			}
+			sections[domain] = i + 1
+		}
+	}
 	return err
 }
 

@@ -29,6 +29,7 @@ const (
 	connectTimeout = 10 * time.Second // for each address
 	maxAddresses   = 8                // to try
 	maxHeaderSize  = 16 << 10         // of the response
+	maxReceived    = 160 << 10        // octets of a connection: TLS handshake, header and policy
 )
 
 // AddrResolver finds the addresses of policy hosts: *resolver.Resolver.
@@ -180,7 +181,7 @@ func (f *Fetcher) client(host string, cut *atomic.Bool) *http.Client {
 				if err != nil {
 					return nil, err
 				}
-				return &cutConn{conn, cut}, nil
+				return &cutConn{conn, cut, maxReceived}, nil
 			},
 			// The server name is the policy host's, which net/http fills in.
 			TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: f.RootCAs},
@@ -194,26 +195,48 @@ func (f *Fetcher) client(host string, cut *atomic.Bool) *http.Client {
 
 // cutConn notes that the connection below TLS has ended. crypto/tls reads no further
 // than to the close_notify, and takes an end without one for a good end, too.
+//
+// It ends the connection when more has come than a policy and its host's certificates
+// can be: what is parsed of certificates takes many times their octets.
 type cutConn struct {
 	net.Conn
-	cut *atomic.Bool
+	cut  *atomic.Bool
+	left int // octets that may still come
 }
 
 func (c *cutConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
+	if c.left -= n; err == nil && c.left < 0 {
+		err = errors.New("the policy host sends too much")
+	}
 	if err != nil {
 		c.cut.Store(true)
 	}
 	return n, err
 }
 
-// sharedAddresses are for carriers' own use (RFC 6598).
-var sharedAddresses = netip.MustParsePrefix("100.64.0.0/10")
+// specialAddresses are those that are no hosts on the Internet beside those that netip
+// knows, or lead by a translation to any IPv4 address (IANA special-purpose registries).
+var specialAddresses = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"),
+	netip.MustParsePrefix("100.64.0.0/10"), // carriers' own, RFC 6598
+	netip.MustParsePrefix("192.0.0.0/24"),
+	netip.MustParsePrefix("192.88.99.0/24"),
+	netip.MustParsePrefix("198.18.0.0/15"),
+	netip.MustParsePrefix("240.0.0.0/4"),
+	netip.MustParsePrefix("::/96"),
+	netip.MustParsePrefix("64:ff9b::/96"),
+	netip.MustParsePrefix("64:ff9b:1::/48"),
+	netip.MustParsePrefix("2001::/32"), // Teredo
+	netip.MustParsePrefix("2002::/16"), // 6to4
+	netip.MustParsePrefix("fec0::/10"),
+}
 
 func (f *Fetcher) mayConnect(ip netip.Addr) bool {
 	ip = ip.Unmap()
-	return ip.IsGlobalUnicast() && !ip.IsPrivate() && !sharedAddresses.Contains(ip) ||
-		slices.ContainsFunc(f.AllowNetworks, func(p netip.Prefix) bool { return p.Contains(ip) })
+	contains := func(p netip.Prefix) bool { return p.Contains(ip) }
+	return ip.IsGlobalUnicast() && !ip.IsPrivate() && !slices.ContainsFunc(specialAddresses, contains) ||
+		slices.ContainsFunc(f.AllowNetworks, contains)
 }
 
 func checkResponse(resp *http.Response) error {

@@ -138,7 +138,7 @@ func (p *Policy) addMX(s string) error {
 	name, wildcard := strings.CutPrefix(strings.Clone(s), "*.")
 	isASCII := strings.IndexFunc(s, func(r rune) bool { return r > '~' }) < 0
 	name, err := ruapost.ParseDomain(name)
-	if err != nil || !isASCII {
+	if err != nil || !isASCII || !wildcard && ruapost.Labels(name) < 2 { // a word alone could be a keyword of Postfix
 		return fmt.Errorf("mx %q", ruapost.Clean(s, 64))
 	}
 	if wildcard {

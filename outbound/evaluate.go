@@ -205,18 +205,24 @@ func (v *verdict) sameAs(other *verdict) bool {
 
 // log tells of trouble and of a change, as it happens to a delivery.
 func (f *finding) log(v, before *verdict) {
-	if f.hostsErr != nil {
-		slog.Debug("policy: MX lookup failed", "domain", f.domain, "err", f.hostsErr)
+	if v.trouble {
+		slog.Debug("policy: not all could be found out", "domain", f.domain, "level", v.level.words(),
+			"mx", f.hostsErr, "record", f.sts.recordErr, "policy", f.sts.fetchErr, "store", f.sts.storeErr)
 	}
 	if before != nil && before.level != v.level && !v.trouble && !before.trouble {
-		slog.Info("TLS policy changed", "domain", f.domain, "from", before.words(), "to", v.words())
+		slog.Info("TLS policy changed", "domain", f.domain, "from", before.level.words(), "to", v.level.words())
 	}
 }
 
-// words names the level for people.
-func (v *verdict) words() string {
-	if v.level == LevelNone {
-		return "no policy"
+// words names the level for people, in Postfix's words.
+func (l Level) words() string {
+	switch l {
+	case LevelNone:
+		return "no level"
+	case LevelSTS:
+		return "secure (MTA-STS)"
+	case LevelTesting:
+		return "may (MTA-STS in mode testing)"
 	}
-	return string(v.level)
+	return string(l)
 }

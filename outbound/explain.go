@@ -69,8 +69,7 @@ type STSExplanation struct {
 func (p *Policies) Explain(ctx context.Context, key string, r tlsrpt.Resolver) (*Explanation, error) {
 	domain, ok := policyDomain(key)
 	if !ok {
-		return nil, fmt.Errorf("%w with a dot: %q; Postfix gets NOTFOUND, and smtp_tls_security_level decides",
-			ruapost.ErrDomain, ruapost.Clean(key, 100))
+		return nil, fmt.Errorf("%w with a dot: %q", ruapost.ErrDomain, ruapost.Clean(key, 100))
 	}
 	settings := p.settings.Load()
 	f := p.find(ctx, domain, settings)
@@ -212,11 +211,7 @@ func (e *Explanation) WriteTo(w io.Writer) (int64, error) {
 	default:
 		line("TLSRPT", "reports go to %s", strings.Join(e.TLSRPT, ", "))
 	}
-	level := string(e.Level)
-	if e.Level == LevelNone {
-		level = "no level"
-	}
-	line("Result", "%s, as %s", level, e.Reason)
+	line("Result", "%s, as %s", e.Level.words(), e.Reason)
 	for _, table := range []string{TableQuery, TableQueryTLSRPT} {
 		line(table, "%s", e.Answers[table])
 	}

@@ -50,7 +50,7 @@ type Policies struct {
 	settings   atomic.Pointer[Settings]
 	sts        *stsCache
 	answers    *answers
-	complained atomic.Int64 // when an unknown table was last asked for, Unix time
+	complained atomic.Int64 // when something was last logged, Unix time
 }
 
 // NewPolicies returns a Policies that fetches MTA-STS policies with f and keeps them in
@@ -128,6 +128,12 @@ func (p *Policies) evaluate(ctx context.Context, domain string, old *answer) *an
 	settings := p.settings.Load()
 	f := p.find(ctx, domain, settings)
 	a := &answer{verdict: f.verdict(settings), settings: settings, since: time.Now().Unix()}
+	if a.trouble && settings.DeferOnError && a.level == LevelNone {
+		if p.mayComplain() {
+			slog.Warn("policy: mail waits, since the policy cannot be found out (on_error)", "domain", domain,
+				"mx", f.hostsErr, "record", f.sts.recordErr, "policy", f.sts.fetchErr, "store", f.sts.storeErr)
+		}
+	}
 	if old != nil {
 		f.log(a.verdict, old.verdict)
 		if a.before = old.verdict; a.sameAs(old.verdict) {
@@ -141,11 +147,16 @@ func (p *Policies) evaluate(ctx context.Context, domain string, old *answer) *an
 }
 
 func (p *Policies) complain(table string) {
-	now, last := time.Now().Unix(), p.complained.Load()
-	if now-last >= int64(complainEach/time.Second) && p.complained.CompareAndSwap(last, now) {
+	if p.mayComplain() {
 		slog.Warn("policy: query for an unknown table, see smtp_tls_policy_maps in main.cf",
 			"table", ruapost.Clean(table, 64), "known", TableQuery+", "+TableQueryTLSRPT)
 	}
+}
+
+// mayComplain says whether what keeps mail waiting may be logged: once a minute.
+func (p *Policies) mayComplain() bool {
+	now, last := time.Now().Unix(), p.complained.Load()
+	return now-last >= int64(complainEach/time.Second) && p.complained.CompareAndSwap(last, now)
 }
 
 // policyDomain returns the domain that key asks about. Postfix asks about whatever

@@ -415,7 +415,7 @@ func (c *stsCache) fetch(domain, id string) (changed bool) {
 	if known != nil && known.Mode == policy.Mode && slices.Equal(known.MX, policy.MX) && slices.Equal(known.Text, policy.Text) {
 		return false
 	}
-	slog.Info("MTA-STS policy", "domain", domain, "mode", policy.Mode, "mx", policy.MX, "id", id, "max_age", policy.MaxAge)
+	slog.Info("MTA-STS policy", "domain", domain, "mode", policy.Mode, "mx", policy.MX[:min(len(policy.MX), 5)], "patterns", len(policy.MX), "id", id, "max_age", policy.MaxAge)
 	// Without a known one who asks waits for this, or has not got an answer that lasts.
 	return known != nil
 }

@@ -7,7 +7,9 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"strings"
 	"time"
 
 	"ruapost"
@@ -30,6 +32,14 @@ const usage = `[COMMAND]
 
 Example: ruapost-tlspolicy query example.com`
 
+// operands are the commands with what follows them, options first.
+var operands = map[string]string{
+	"query": "query [-json] DOMAIN",
+	"dump":  "dump [-json]",
+	"purge": "purge DOMAIN",
+	"check": "check",
+}
+
 // errFaults is the error of a check that has found and printed faults.
 var errFaults = errors.New("faults were found")
 
@@ -44,17 +54,23 @@ func terminal(ctx context.Context, cfg *config.Config, args []string) error {
 	if args[0] == "query" || args[0] == "dump" {
 		flags.BoolVar(&asJSON, "json", false, "")
 	}
-	if err := flags.Parse(args[1:]); err != nil {
+	if err := flags.Parse(args[1:]); errors.Is(err, flag.ErrHelp) {
+		fmt.Printf("usage: ruapost-tlspolicy [-config FILE] %s\n", usage)
+		return nil
+	} else if err != nil {
 		return fmt.Errorf("%w: %s: %w", daemon.ErrUsage, args[0], err)
 	}
-	switch command := args[0]; {
-	case command == "query" && flags.NArg() == 1:
+	if want, ok := operands[args[0]]; ok && flags.NArg() != strings.Count(want, "DOMAIN") {
+		return fmt.Errorf("%w: expected: ruapost-tlspolicy %s", daemon.ErrUsage, want)
+	}
+	switch args[0] {
+	case "query":
 		return query(ctx, cfg, flags.Arg(0), asJSON)
-	case command == "dump" && flags.NArg() == 0:
+	case "dump":
 		return dump(ctx, cfg, asJSON)
-	case command == "purge" && flags.NArg() == 1:
+	case "purge":
 		return purge(ctx, cfg, flags.Arg(0))
-	case command == "check" && flags.NArg() == 0:
+	case "check":
 		return checkSetup(ctx, cfg)
 	}
 	return fmt.Errorf("%w: %q is no command, see -help", daemon.ErrUsage, args)
@@ -79,7 +95,8 @@ func query(ctx context.Context, cfg *config.Config, domain string, asJSON bool) 
 	defer policies.Close()
 	e, err := policies.Explain(ctx, domain, dns)
 	if errors.Is(err, ruapost.ErrDomain) {
-		return fmt.Errorf("%w: query: %w", daemon.ErrUsage, err)
+		fmt.Printf("Postfix gets NOTFOUND, and smtp_tls_security_level decides, as this is %v.\n", err)
+		return nil
 	} else if err != nil {
 		return err
 	}
@@ -93,7 +110,9 @@ func query(ctx context.Context, cfg *config.Config, domain string, asJSON bool) 
 // openStore opens the store only if it is there: a command for the terminal makes none.
 func openStore(cfg *config.Config) (*bboltstore.Store, error) {
 	f, err := os.OpenFile(cfg.Store.Path, os.O_RDWR, 0)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no store at %s: has ruapost-tlspolicy ever run with this configuration?", cfg.Store.Path)
+	} else if err != nil {
 		return nil, err
 	}
 	f.Close()

@@ -168,7 +168,7 @@ func testSTSMany(t *testing.T, d *data) {
 	for i := range 1100 {
 		p := policy(fmt.Sprintf("d%04d.example", i), i)
 		if i%25 == 0 {
-			p.Text = append(p.Text, strings.Repeat("x", 32<<10))
+			p.Text = append(p.Text, strings.Repeat("x", 8<<10))
 		}
 		want = append(want, p)
 	}
