@@ -2,6 +2,7 @@ package outbound
 
 import (
 	"context"
+	"hash/maphash"
 	"log/slog"
 	"sync"
 	"time"
@@ -37,15 +38,16 @@ type Destinations struct {
 	evaluator *dmarc.Evaluator
 	now       func() time.Time
 	queue     chan string
+	seed      maphash.Seed
 
 	mu    sync.Mutex
 	today time.Time
-	noted map[string]bool // today, or about to be
+	noted map[uint64]bool // hashes of those that are noted today, or about to be
 }
 
 // NewDestinations returns a Destinations that finds organizational domains by e.
 func NewDestinations(e *dmarc.Evaluator) *Destinations {
-	return &Destinations{evaluator: e, now: time.Now, queue: make(chan string, maxToNote)}
+	return &Destinations{evaluator: e, now: time.Now, queue: make(chan string, maxToNote), seed: maphash.MakeSeed()}
 }
 
 // Add says that mail is sent to domain. It does not wait for anything.
@@ -53,14 +55,15 @@ func (d *Destinations) Add(domain string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if today := d.now().UTC().Truncate(24 * time.Hour); today != d.today || len(d.noted) >= maxNoted {
-		d.today, d.noted = today, map[string]bool{}
+		d.today, d.noted = today, map[uint64]bool{}
 	}
-	if d.noted[domain] {
+	hash := maphash.String(d.seed, domain)
+	if d.noted[hash] {
 		return
 	}
 	select {
 	case d.queue <- domain:
-		d.noted[domain] = true
+		d.noted[hash] = true
 	default:
 		destinations.WithLabelValues("missed").Inc()
 	}
@@ -99,5 +102,5 @@ func (d *Destinations) note(ctx context.Context, rec DestinationRecorder, domain
 	destinations.WithLabelValues("missed").Inc()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.noted, domain) // with the next mail
+	delete(d.noted, maphash.String(d.seed, domain)) // with the next mail
 }

@@ -21,7 +21,7 @@ import (
 const (
 	// maxPolicyBytes bounds the memory for MTA-STS policies, approximately. Those
 	// in use have some hundred octets. What has no room is read from the store again.
-	maxPolicyBytes = 8 << 20
+	maxPolicyBytes = 4 << 20
 	// entryWeight, policyWeight and stringWeight are what an entry, a policy and each of
 	// its strings take besides their octets.
 	entryWeight  = 160

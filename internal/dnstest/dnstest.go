@@ -23,6 +23,7 @@ type Server struct {
 
 	mu       sync.Mutex
 	zone     map[string][]dns.RR // by lower-case owner name
+	below    map[string]int      // number of records at a name and below it
 	wild     bool                // there are wildcards
 	insecure map[string]bool
 	fail     map[string]int
@@ -35,6 +36,7 @@ type Server struct {
 func Start(addr string) (*Server, error) {
 	s := &Server{
 		zone:     map[string][]dns.RR{},
+		below:    map[string]int{},
 		insecure: map[string]bool{},
 		fail:     map[string]int{},
 	}
@@ -93,6 +95,7 @@ func (s *Server) Add(lines string) {
 	for rr, ok := zp.Next(); ok; rr, ok = zp.Next() {
 		name := strings.ToLower(rr.Header().Name)
 		s.zone[name] = append(s.zone[name], rr)
+		s.count(name, 1)
 		s.wild = s.wild || strings.HasPrefix(name, "*.")
 	}
 	if err := zp.Err(); err != nil {
@@ -104,7 +107,9 @@ func (s *Server) Add(lines string) {
 func (s *Server) Remove(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.zone, strings.ToLower(dns.Fqdn(name)))
+	name = strings.ToLower(dns.Fqdn(name))
+	s.count(name, -len(s.zone[name]))
+	delete(s.zone, name)
 }
 
 // SetInsecure makes answers that contain or deny name, or one below it, come without
@@ -266,16 +271,13 @@ func (s *Server) records(name string) []dns.RR {
 }
 
 // exists says whether there are records at name or anything below it.
-func (s *Server) exists(name string) bool {
-	if s.zone[name] != nil {
-		return true
+func (s *Server) exists(name string) bool { return s.below[name] > 0 }
+
+// count notes that there are n more records at name.
+func (s *Server) count(name string, n int) {
+	for ok := true; ok && name != ""; _, name, ok = strings.Cut(name, ".") {
+		s.below[name] += n
 	}
-	for n := range s.zone {
-		if strings.HasSuffix(n, "."+name) {
-			return true
-		}
-	}
-	return false
 }
 
 // insecureAt says whether name or a name above it is marked insecure.
@@ -298,6 +300,7 @@ func (s *Server) deny(reply *dns.Msg, exists bool) {
 	if !exists {
 		reply.Rcode = dns.RcodeNameError
 	}
-	soa, _ := dns.NewRR(". 300 IN SOA ns.test. hostmaster.test. 1 3600 600 86400 60")
 	reply.Ns = append(reply.Ns, soa)
 }
+
+var soa, _ = dns.NewRR(". 300 IN SOA ns.test. hostmaster.test. 1 3600 600 86400 60")
