@@ -63,37 +63,40 @@ type server struct {
 	// result-type or "success", and the failure-reason-code if there is one. It is ""
 	// if nothing must be said.
 	want string
-	// wantLog is that for a Postfix whose log lines are all there is, if it differs:
-	// "nothing" where its log does not tell.
-	wantLog string
+	// but is what it must say instead for some versions.
+	but map[way]string
 	// found is what it must say besides, in the same form: what the policy daemon found
 	// out by itself, told once and not counted as a session.
 	found string
 }
 
-// on names the versions of Postfix for which something holds.
-type on string
+// on are the versions for which something holds.
+type on []way
 
-const (
-	everywhere on = "every version"
-	on37       on = "3.7"
-	on310      on = "3.10"
+var (
+	everywhere = on{log37, datagrams, log310, both}
+	on37       = on{log37}
+	// onTLSRPT is where Postfix knows the names of MX hosts that a policy has.
+	onTLSRPT = on{datagrams, both}
 )
 
-func (o on) holds(v version) bool { return o == everywhere || string(o) == v.number }
+func (o on) holds(v version) bool { return slices.Contains(o, v.way) }
+
+// logs is a want for versions of which only the log tells.
+func logs(want string) map[way]string { return map[way]string{log37: want, log310: want} }
 
 // What the policy daemon finds out by itself.
 const (
-	tlsaUnusable  = "tlsa tlsa-invalid TLSA-records-unusable"
-	tlsaMalformed = "tlsa tlsa-invalid TLSA-records-malformed"
-	tlsaLookup    = "tlsa dnssec-invalid TLSA-lookup-error"
-	mxOutside     = "sts validation-failure mx-mismatch"
+	tlsaUnusable = "tlsa tlsa-invalid TLSA-records-unusable"
+	tlsaLookup   = "tlsa dnssec-invalid TLSA-lookup-error"
+	mxOutside    = "sts validation-failure mx-mismatch"
 )
 
 var destinations = []destination{
 	// DANE.
 	{
-		name: "dane", mails: 2,
+		// The report goes to the same servers, over TLS, and is nothing to report.
+		name: "dane", mails: 2, rua: "tls@dane.example",
 		servers: []server{{cert: selfSigned, tlsa: rightTLSA, want: "tlsa success"}},
 	},
 	{
@@ -158,10 +161,7 @@ var destinations = []destination{
 		// A failure to Postfix, although it delivers the mail in that session.
 		name: "dane-malformed", mails: 1,
 		warnings: []string{"unusable TLSA RR: 3 1 1 ABAB", "all TLSA records unusable, fallback to unauthenticated TLS"},
-		servers: []server{{
-			cert: selfSigned, tlsa: shortTLSA, want: "tlsa tlsa-invalid all-TLSA-records-unusable",
-			found: tlsaMalformed,
-		}},
+		servers:  []server{{cert: selfSigned, tlsa: shortTLSA, want: "tlsa tlsa-invalid all-TLSA-records-unusable"}},
 	},
 	{
 		name: "dane-mixed", mails: 1, warnings: []string{"_25._tcp.mx1.dane-mixed.example unsupported TLSA certificate usage"},
@@ -170,7 +170,7 @@ var destinations = []destination{
 
 	// MTA-STS.
 	{
-		name: "sts", mails: 3, sts: "enforce",
+		name: "sts", mails: 3, rua: "tls@sts.example", sts: "enforce",
 		servers: []server{{cert: good, want: "sts success"}},
 	},
 	{
@@ -230,22 +230,47 @@ var destinations = []destination{
 		servers: []server{{down: true}, {busy: true, cert: good}, {cert: good, want: "sts success"}},
 	},
 	{
-		// Older versions only want the certificate to have a name of the policy.
+		// Where Postfix is not told the policy's hosts it only wants the certificate to have
+		// such a name.
 		name: "sts-other-host", mails: 1, sts: "enforce", stsMX: []string{"mx.elsewhere.example"}, deferred: everywhere,
 		warnings: []string{"MX name 'mx1.sts-other-host.example' does not match STS MX pattern for 'sts-other-host.example'"},
 		servers: []server{{
-			cert: good, shunned: on310, wantLog: "sts certificate-host-mismatch", found: mxOutside,
+			cert: good, shunned: onTLSRPT, but: logs("sts certificate-host-mismatch"), found: mxOutside,
 		}},
 	},
 	{
+		// Nothing is enforced. If it is reported, then as if it was, but for what the
+		// datagram of a session at level may does not tell: the certificate.
 		name: "sts-testing", mails: 1, sts: "testing",
-		servers: []server{{cert: selfSigned, want: "no-policy-found success"}},
+		servers: []server{{
+			cert: selfSigned, want: "no-policy-found success",
+			but: map[way]string{log37: "sts certificate-not-trusted", both: "sts success"},
+		}},
+	},
+	{
+		name: "sts-testing-good", mails: 2, sts: "testing",
+		servers: []server{{
+			cert: good, want: "no-policy-found success",
+			but: map[way]string{log37: "sts success", both: "sts success"},
+		}},
+	},
+	{
+		// Which host it was the datagram does not tell, only that there is no other.
+		name: "sts-testing-other-host", mails: 1, sts: "testing", stsMX: []string{"mx.elsewhere.example"},
+		servers: []server{{
+			cert: good, want: "no-policy-found success",
+			but: map[way]string{log37: mxOutside, both: mxOutside},
+		}},
 	},
 	{
 		// RFC 8689: with this field the mail is more important than TLS, for versions
 		// that know it.
 		name: "sts-not-required", mails: 1, fields: []string{"TLS-Required: No"}, sts: "enforce", deferred: on37,
-		servers: []server{{cert: selfSigned, wantLog: "sts validation-failure self-signed_certificate"}},
+		servers: []server{{cert: selfSigned, but: map[way]string{log37: "sts validation-failure self-signed_certificate"}}},
+	},
+	{
+		name: "dane-not-required", mails: 1, fields: []string{"TLS-Required: No"}, deferred: on37,
+		servers: []server{{cert: good, tlsa: wrongTLSA, but: map[way]string{log37: "tlsa certificate-not-trusted"}}},
 	},
 	{
 		name: "sts-no-record", mails: 1, records: []string{}, sts: "enforce",
@@ -519,21 +544,16 @@ func (s *runningServer) events() int {
 
 // outcome returns what reports must say of each session, "" for nothing.
 func (s *server) outcome(v version) string {
-	switch {
-	case v.events == fromLog && s.wantLog == "nothing":
-		return ""
-	case v.events == fromLog && s.wantLog != "":
-		return s.wantLog
-	case v.events == untold:
-		return ""
+	if want, ok := s.but[v.way]; ok {
+		return want
 	}
 	return s.want
 }
 
 // findings returns what reports must say of what the policy daemon found out.
 func (s *server) findings(v version) string {
-	if v.events == fromLog && s.found == mxOutside {
-		return "" // it leaves that to the log
+	if s.found == mxOutside && !s.shunned.holds(v) {
+		return "" // the session tells
 	}
 	return s.found
 }

@@ -194,7 +194,7 @@ func internationalized() sample {
 
 // TestEnforce has mail come in that is rejected, deferred, quarantined or let through,
 // and wants the reports to say so.
-func TestEnforce(t *testing.T) { eachVersion(t, testEnforce) }
+func TestEnforce(t *testing.T) { eachVersion(t, versions, testEnforce) }
 
 func testEnforce(t *testing.T, v version) {
 	s := newSite(t, v)

@@ -258,7 +258,7 @@ func alignedDKIM(name string) sample {
 
 // TestInbound sends mail to Postfix from all over the world and wants the DMARC
 // reports that go out to tell of each one.
-func TestInbound(t *testing.T) { eachVersion(t, testInbound) }
+func TestInbound(t *testing.T) { eachVersion(t, versions, testInbound) }
 
 func testInbound(t *testing.T, v version) {
 	w := newWorld(t)

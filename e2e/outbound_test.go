@@ -14,7 +14,7 @@ import (
 // TestOutbound sends mail through Postfix to destinations with good and bad TLS,
 // and wants the right ones to be delivered and the TLS reports that go out to
 // tell of each session.
-func TestOutbound(t *testing.T) { eachVersion(t, testOutbound) }
+func TestOutbound(t *testing.T) { eachVersion(t, outboundVersions, testOutbound) }
 
 func testOutbound(t *testing.T, v version) {
 	w := newWorld(t)
@@ -37,11 +37,13 @@ func testOutbound(t *testing.T, v version) {
 	want := expectedTLS(t, v, all)
 
 	// Whatever the daemon has been told by now must survive its end.
+	r.logRead()
 	tlspolicy.stop()
 	r.startTLSPolicy()
 	reports := r.checkTLSReports(w, when, all, want)
 
 	// Sending reports is nothing to report.
+	r.logRead()
 	r.report(sendNow...)
 	p.settle()
 	if again := w.reportMails(w.sink.Mailbox.Messages()); len(again) > len(reports) {
@@ -158,7 +160,7 @@ func checkDeliveries(t *testing.T, p *postfix, all []*running, deferred []queued
 			t.Errorf("%s: %d mails arrived, not %d", d.name, delivered, d.mails-want)
 		}
 		for _, warning := range d.warnings {
-			if p.version.number == "3.10" && !strings.Contains(log, warning) {
+			if p.version.datagrams && !strings.Contains(log, warning) {
 				t.Errorf("%s: Postfix does not warn of %q", d.name, warning)
 			}
 		}
@@ -255,7 +257,7 @@ func (r *running) reported(v version, s *runningServer, policyType string) tlsPo
 	case "tlsa":
 		p.Policy.Domain = s.name // the TLSA base domain
 		p.Policy.Strings = s.tlsaData
-		if v.events == fromDatagrams {
+		if v.datagrams {
 			p.Policy.Strings = usable(s.tlsaData)
 		}
 	case "sts":
@@ -283,6 +285,10 @@ func usable(tlsaData []string) []string {
 // failure returns the failure of all sessions with s, given the result-type and the
 // failure-reason-code.
 func (s *runningServer) failure(v version, result []string) tlsFailure {
+	if v.datagrams && strings.Join(result, " ") == strings.TrimPrefix(mxOutside, "sts ") {
+		// Of mode testing: Postfix took the session for a success, of which it tells less.
+		return tlsFailure{Result: result[0], Reason: result[1], Sessions: s.events()}
+	}
 	f := tlsFailure{
 		Result:      result[0],
 		ReceivingMX: s.name,
@@ -290,7 +296,7 @@ func (s *runningServer) failure(v version, result []string) tlsFailure {
 		Sessions:    s.events(),
 		Reason:      strings.Join(result[1:], ""),
 	}
-	if v.events == fromDatagrams { // a log does not have these
+	if v.datagrams { // a log does not have these
 		f.ReceivingHelo, f.SendingIP = s.name, postfixIPv4
 		if s.ipv6 {
 			f.SendingIP = postfixIPv6

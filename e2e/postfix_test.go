@@ -16,32 +16,52 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// version is a Postfix that the tests run against.
+// version is a Postfix that the tests run against, and how the policy daemon goes with it.
 type version struct {
+	way     way
 	number  string // as Postfix calls itself, without the patch level
 	release string // the Debian it comes with, and its folder
-	events  events // what it tells of TLS sessions
 	mainCf  string // what contrib/postfix has for it to add to main.cf
+	// log and datagrams tell how the policy daemon learns of TLS sessions: from Postfix's
+	// log, from TLSRPT's datagrams, or both.
+	log, datagrams bool
+	// testing tells that sessions are reported under policies in mode testing.
+	testing bool
 }
 
-// events is how the programs learn of TLS sessions.
-type events int
+// way names a version.
+type way string
 
 const (
-	untold events = iota
-	fromLog
-	fromDatagrams // TLSRPT's
+	log37     way = "3.7-log"
+	datagrams way = "3.10"
+	log310    way = "3.10-log" // as if built without TLSRPT
+	both      way = "3.10-both"
 )
 
+const (
+	mainCf37  = "main.cf-3.4-to-3.9"
+	mainCf310 = "main.cf-3.10"
+)
+
+// versions are those that contrib is made for.
 var versions = []version{
-	{number: "3.7", release: "bookworm", events: untold, mainCf: "main.cf-3.4-to-3.9"},
-	{number: "3.10", release: "trixie", events: fromDatagrams, mainCf: "main.cf-3.10"},
+	{way: log37, number: "3.7", release: "bookworm", mainCf: mainCf37, log: true},
+	{way: datagrams, number: "3.10", release: "trixie", mainCf: mainCf310, datagrams: true},
+}
+
+// outboundVersions are all that make a difference for TLS reports.
+var outboundVersions = []version{
+	{way: log37, number: "3.7", release: "bookworm", mainCf: mainCf37, log: true, testing: true},
+	{way: datagrams, number: "3.10", release: "trixie", mainCf: mainCf310, datagrams: true},
+	{way: log310, number: "3.10", release: "trixie", mainCf: mainCf310, log: true},
+	{way: both, number: "3.10", release: "trixie", mainCf: mainCf310, log: true, datagrams: true, testing: true},
 }
 
 // eachVersion runs test against every Postfix, one after the other.
-func eachVersion(t *testing.T, test func(t *testing.T, v version)) {
+func eachVersion(t *testing.T, versions []version, test func(t *testing.T, v version)) {
 	for _, v := range versions {
-		t.Run("postfix-"+v.number, func(t *testing.T) { test(t, v) })
+		t.Run("postfix-"+string(v.way), func(t *testing.T) { test(t, v) })
 	}
 }
 
@@ -54,6 +74,7 @@ type postfix struct {
 	root, queue string
 	// warnings are parts of the warnings that it may log.
 	warnings []string
+	marks    int // that the tests left in the log
 
 	t *testing.T
 }
@@ -126,7 +147,7 @@ const frontEnd = "198.51.100.40"
 // mail to a destination is a session. A mail whose handshake failed goes in clear text
 // once it is as old as minimal_backoff_time.
 const baseMainCf = `compatibility_level = 3.6
-maillog_file = /var/log/postfix.log
+maillog_file = /` + mailLog + `
 myhostname = mail.receiver.example
 mydestination = receiver.example
 mynetworks = 127.0.0.0/8
@@ -212,10 +233,13 @@ func (p *postfix) run(stdin []byte, args ...string) []byte {
 	return stdout.Bytes()
 }
 
+// mailLog is the log's path in the root.
+const mailLog = "var/log/postfix.log"
+
 // log returns the mail log so far.
 func (p *postfix) log() string {
 	p.t.Helper()
-	return p.read("var/log/postfix.log")
+	return p.read(mailLog)
 }
 
 // submit hands a mail to Postfix's sendmail.

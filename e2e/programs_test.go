@@ -72,10 +72,35 @@ func install(t *testing.T, w *world, p *postfix) *installation {
 		t.Fatal(err)
 	}
 	p.write("etc/ruapost/dkim.pem", string(keyPEM))
-	r.configure(reportAll)
+	r.configure(reportAll + r.tlsPolicySection())
 
-	p.configure(baseMainCf + r.contrib("postfix/"+p.version.mainCf))
+	p.configure(baseMainCf + r.mainCf())
 	return r
+}
+
+// mainCf returns what main.cf has for the programs.
+func (r *installation) mainCf() string {
+	r.t.Helper()
+	text := r.contrib("postfix/" + r.postfix.version.mainCf)
+	if r.postfix.version.way == log310 {
+		text = strings.NewReplacer(":QUERYwithTLSRPT\n", ":QUERY\n", "smtp_tlsrpt_enable = yes", "smtp_tlsrpt_enable = no").Replace(text)
+	}
+	return text
+}
+
+// tlsPolicySection returns the section [tlspolicy], and lets the programs read the log
+// if they are to: Postfix would make a file for root alone.
+func (r *installation) tlsPolicySection() string {
+	r.t.Helper()
+	section := "[tlspolicy]\n"
+	if r.postfix.version.testing {
+		section += "testing_mode = \"report\"\n"
+	}
+	if r.postfix.version.log {
+		section += fmt.Sprintf("maillog = [%q]\n", "/"+mailLog)
+		r.postfix.write(mailLog, "")
+	}
+	return section
 }
 
 // baseConfiguration is what differs from the defaults in all tests. A loaded machine

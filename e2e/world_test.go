@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"syscall"
 	"testing"
 
 	"ruapost/internal/dnstest"
@@ -31,7 +33,11 @@ func newWorldAt(t *testing.T, addr string) *world {
 	t.Helper()
 	w := &world{t: t}
 	var err error
-	if w.dns, err = dnstest.Start(addr); err != nil {
+	eventually(t, "the last test's name server has gone", func() bool {
+		w.dns, err = dnstest.Start(addr)
+		return !errors.Is(err, syscall.EADDRINUSE)
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(w.dns.Close)

@@ -1,6 +1,7 @@
 package outbound
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -351,5 +352,22 @@ func TestTestingSessions(t *testing.T) {
 		if s.Failed != failed || failed && s.Failures[0].Reason != reasonMXOutside {
 			t.Errorf("%+v", s)
 		}
+	}
+}
+
+// What waits for the DNS at the end is recorded, too.
+func TestSessionsAtTheEnd(t *testing.T) {
+	r := newRig(t)
+	rec := &recorder{}
+	s := NewSessions(r.Policies, records{"_smtp._tls.mx.example.net": "v=TLSRPTv1; rua=mailto:a@example.net"}, rec)
+	const n = 100
+	for range n {
+		s.RecordSessions(t.Context(), []ruapost.Session{{Domain: "a.example", Policy: ruapost.TLSPolicy{Type: ruapost.PolicyTLSA, Domain: "mx.example.net"}}})
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	s.Run(ended)
+	if len(rec.sessions) != 2*n {
+		t.Errorf("%d sessions recorded, want %d", len(rec.sessions), 2*n)
 	}
 }

@@ -88,7 +88,7 @@ func TestPolicySurvivesRestart(t *testing.T) {
 	// It serves other processes as well, and not longer than it says.
 	r.restart()
 	r.freshDNS()
-	r.at(first.Expires.Sub(time.Now()) + time.Second)
+	r.at(time.Until(first.Expires) + time.Second)
 	if got := r.ask(TableQuery, "example.com"); got != "NOTFOUND " {
 		t.Errorf("expired: %s", got)
 	}

@@ -51,22 +51,36 @@ func (r *Sessions) RecordSessions(ctx context.Context, sessions []ruapost.Sessio
 	return r.rec.RecordSessions(ctx, r.forReports(sessions))
 }
 
-// Run finds out which MX hosts ask for reports, until ctx ends.
+// Run finds out which MX hosts ask for reports, until ctx ends; then it does so, for
+// lastRecording at most, for what still waits. By then nothing should be recorded any more.
 func (r *Sessions) Run(ctx context.Context) {
+	working, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(lastRecording, cancel) })()
 	var workers sync.WaitGroup
 	for range noters {
 		workers.Go(func() {
-			for {
-				select {
-				case s := <-r.waiting:
-					resolver.Safely(s.Domain, func() { r.recordForHost(ctx, s) })
-				case <-ctx.Done():
-					return
-				}
+			for s, ok := r.next(ctx); ok; s, ok = r.next(ctx) {
+				resolver.Safely(s.Domain, func() { r.recordForHost(working, s) })
 			}
 		})
 	}
 	workers.Wait()
+}
+
+// next returns the next session that waits, false when ctx has ended and none does.
+func (r *Sessions) next(ctx context.Context) (s ruapost.Session, ok bool) {
+	select {
+	case s = <-r.waiting:
+		return s, true
+	case <-ctx.Done():
+	}
+	select {
+	case s = <-r.waiting:
+		return s, true
+	default:
+		return s, false
+	}
 }
 
 // recordForHost records s, whose domain is an MX host, if that asks for reports.

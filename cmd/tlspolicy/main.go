@@ -120,7 +120,6 @@ func (o *outboundParts) record(ctx context.Context, events *net.UnixConn) {
 	parts.Go(func() { o.policies.Run(ctx) })
 	parts.Go(func() { o.policies.Destinations.Run(ctx, o.store) })
 	parts.Go(func() { o.policies.Problems.Run(ctx, sessions) })
-	parts.Go(func() { sessions.Run(ctx) })
 	if events != nil {
 		parts.Go(func() { outbound.Receive(ctx, events, sessions) })
 	}
@@ -129,7 +128,12 @@ func (o *outboundParts) record(ctx context.Context, events *net.UnixConn) {
 		Sources: o.cfg.TLSPolicy.Maillog, ReportFrom: o.cfg.Reporter.From,
 	}
 	parts.Go(func() { logs.Run(ctx) })
+	hosts, recorded := context.WithCancel(context.WithoutCancel(ctx))
+	var forHosts sync.WaitGroup
+	forHosts.Go(func() { sessions.Run(hosts) })
 	parts.Wait()
+	recorded()
+	forHosts.Wait()
 }
 
 // reload takes new configurations.

@@ -20,6 +20,7 @@ type Server struct {
 	Addr string
 
 	udp, tcp *dns.Server
+	running  sync.WaitGroup
 
 	mu       sync.Mutex
 	zone     map[string][]dns.RR // by lower-case owner name
@@ -50,7 +51,7 @@ func Start(addr string) (*Server, error) {
 	for _, srv := range []*dns.Server{s.udp, s.tcp} {
 		started := make(chan struct{})
 		srv.NotifyStartedFunc = func() { close(started) }
-		go srv.ActivateAndServe()
+		s.running.Go(func() { srv.ActivateAndServe() })
 		<-started
 	}
 	return s, nil
@@ -75,6 +76,7 @@ func listen(addr string) (ln net.Listener, pc net.PacketConn, err error) {
 func (s *Server) Close() {
 	s.udp.Shutdown()
 	s.tcp.Shutdown()
+	s.running.Wait() // or the port could still be in use
 }
 
 // Add adds resource records in zone-file form, one a line, for example
