@@ -42,10 +42,13 @@ var (
 	}, []string{"result"})
 	datagrams = promauto.NewCounterVec(prometheus.CounterOpts{
 		Name: "ruapost_tlsrpt_datagrams_total",
-		Help: "TLSRPT datagrams from Postfix by result: ok, bad.",
+		Help: "TLSRPT datagrams from Postfix by result: ok, bad, dropped (too many waited to be recorded).",
 	}, []string{"result"})
-	sessionsDropped = promauto.NewCounter(prometheus.CounterOpts{
+	datagramsOK      = datagrams.WithLabelValues("ok")
+	datagramsBad     = datagrams.WithLabelValues("bad")
+	datagramsDropped = datagrams.WithLabelValues("dropped")
+	sessionsDropped  = promauto.NewCounter(prometheus.CounterOpts{
 		Name: "ruapost_tlsrpt_sessions_dropped_total",
-		Help: "TLS sessions that were not recorded: too many waited for the store, or it failed or cannot be used.",
+		Help: "TLS sessions that were not recorded: the store failed or cannot be used.",
 	})
 )

@@ -1,11 +1,13 @@
 package outbound
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
 	"net"
-	"os"
+	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,18 +18,17 @@ import (
 )
 
 const (
-	// maxDatagram is the size of the largest datagram that is read whole. Linux
-	// does not let Postfix send one of more than about 208 KiB (net.core.wmem_default).
-	maxDatagram = 256 << 10
-	// maxWaiting is the number of sessions that may wait for the store. More are
+	// maxWaiting is the number of datagrams that may wait for the store. More are
 	// dropped and counted: the socket must be drained, since Postfix does not try
 	// twice, and its queue may be only 11 datagrams long.
 	maxWaiting = 20_000
-	// maxWaitingBytes bounds the octets of the datagrams that those came in, and of
-	// those that are being recorded.
+	// maxWaitingBytes bounds their octets, and of those that are being recorded.
 	maxWaitingBytes = 64 << 20
-	// maxTogether is the number of sessions that are recorded in one call.
-	maxTogether = 500
+	// gather is how long a datagram waits for others to be recorded with.
+	gather = 100 * time.Millisecond
+	// maxTogether is the number of sessions that are recorded in one call, give or take
+	// those of a datagram.
+	maxTogether = 5000
 	// lastLook is how long a receiver that is to stop waits for another datagram,
 	// and lastDatagrams how many it still reads. Far fewer fit into the queue.
 	lastLook      = 50 * time.Millisecond
@@ -46,122 +47,174 @@ type Recorder interface {
 	RecordSessions(ctx context.Context, sessions []ruapost.Session) error
 }
 
-// waiting are the sessions that wait for the store.
+// waiting are the datagrams that wait to be read for what they tell, and recorded.
 type waiting struct {
-	sessions chan waitingSession
-	octets   atomic.Int64
+	datagrams chan datagram
+	octets    atomic.Int64 // of these, and of those that are being recorded
 }
 
-type waitingSession struct {
-	ruapost.Session
-	octets int // of the datagram it came in
+type datagram struct {
+	data []byte
+	at   time.Time // when it came
+}
+
+// batch are sessions that are recorded in one call.
+type batch struct {
+	sessions []ruapost.Session
+	octets   int // of the datagrams they came in
 }
 
 // Receive reads Postfix's TLSRPT datagrams from conn and records what they tell
 // until ctx ends; then it records what is still there and returns. A datagram that
 // cannot be read is counted and forgotten. If rec is nil all sessions are, so that
-// Postfix does not find the socket full.
+// Postfix does not find the socket full. conn must stay open until Receive returns.
 func Receive(ctx context.Context, conn *net.UnixConn, rec Recorder) {
-	w := &waiting{sessions: make(chan waitingSession, maxWaiting)}
-	recorded := make(chan struct{})
+	w := &waiting{datagrams: make(chan datagram, maxWaiting)}
+	batches := make(chan batch)
 	// While nobody waits for it the store may take as long as it likes: what comes
 	// meanwhile gathers for the next call.
 	recording, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	go func() {
-		defer close(recorded)
-		w.record(recording, rec)
-	}()
-	stop := context.AfterFunc(ctx, func() {
-		conn.SetReadDeadline(time.Now().Add(lastLook))
-		time.AfterFunc(lastRecording, cancel)
-	})
-	defer stop()
-	w.receive(ctx, conn)
-	close(w.sessions)
-	<-recorded
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(lastRecording, cancel) })()
+	var work sync.WaitGroup
+	work.Go(func() { w.parse(ctx, batches) })
+	work.Go(func() { w.record(recording, batches, rec) })
+	if err := w.drain(ctx, conn); err != nil {
+		slog.Error("TLSRPT socket cannot be read", "err", err)
+	}
+	close(w.datagrams)
+	work.Wait()
 }
 
-// receive reads datagrams until conn is of no more use, or ctx has ended and the
-// queue is empty.
-func (w *waiting) receive(ctx context.Context, conn *net.UnixConn) {
-	buf := make([]byte, maxDatagram)
-	var complained time.Time
+// drain takes datagrams from the socket until ctx has ended and the socket is empty.
+//
+// It does so on a thread that waits in the kernel. Were it to wait as other goroutines do,
+// it would learn of a datagram only when some other is done and the runtime asks for news,
+// while a full queue of 11 datagrams is 2 ms of a busy host.
+func (w *waiting) drain(ctx context.Context, conn *net.UnixConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(stop)
+	told := make(chan struct{})
+	unregister := context.AfterFunc(ctx, func() {
+		defer close(told)
+		unix.Write(stop, []byte{7: 1}) // cannot fail: it is the first
+	})
+	defer func() {
+		if !unregister() {
+			<-told
+		}
+	}()
+	return raw.Control(func(fd uintptr) {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		w.drainFD(ctx, int(fd), stop)
+	})
+}
+
+// drainFD is drain for the file descriptor fd. The event stop happens when ctx ends.
+func (w *waiting) drainFD(ctx context.Context, fd, stop int) {
+	buf := make([]byte, tlsrpt.MaxDatagram+1) // what fills it is too long
+	polled := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(stop), Events: unix.POLLIN}}
+	patience := -1
 	for left := lastDatagrams; left > 0; {
-		stopping := ctx.Err() != nil
-		if stopping {
-			// Anew for each, or datagrams would stay unread because this goroutine did
-			// not get to run: a deadline that has passed ends a read before it begins.
-			conn.SetReadDeadline(time.Now().Add(lastLook))
+		if ctx.Err() != nil { // from now on only what is there already
+			polled, patience = polled[:1], int(lastLook.Milliseconds())
 			left--
 		}
-		n, _, flags, _, err := conn.ReadMsgUnix(buf, nil)
+		n, err := unix.Read(fd, buf)
 		switch {
-		case errors.Is(err, net.ErrClosed) || stopping && errors.Is(err, os.ErrDeadlineExceeded):
-			return
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			continue // ctx ended meanwhile
-		case err != nil:
+		case err == nil:
+			w.add(buf[:n])
+		case errors.Is(err, unix.EAGAIN):
+			if n, err := unix.Poll(polled, patience); n == 0 && err == nil {
+				return
+			}
+		case !errors.Is(err, unix.EINTR):
 			slog.Error("TLSRPT socket cannot be read", "err", err)
 			time.Sleep(readRetry)
-			continue
-		case flags&unix.MSG_TRUNC != 0:
-			err = errors.New("longer than the limit")
-		}
-		var sessions []ruapost.Session
-		if err == nil {
-			sessions, err = tlsrpt.ParseDatagram(buf[:n])
-		}
-		if err != nil {
-			datagrams.WithLabelValues("bad").Inc()
-			if now := time.Now(); now.Sub(complained) > complainEach {
-				complained = now
-				slog.Warn("TLSRPT datagram dropped", "octets", n, "err", ruapost.Clean(err.Error(), 300))
-			}
-			continue
-		}
-		datagrams.WithLabelValues("ok").Inc()
-		for _, s := range sessions {
-			s.Time = time.Now()
-			w.add(s, n)
 		}
 	}
 }
 
-// add has s, which came in a datagram of so many octets, wait for the store, or
-// drops it.
-func (w *waiting) add(s ruapost.Session, octets int) {
-	if w.octets.Add(int64(octets)) <= maxWaitingBytes {
+// add has a datagram wait, or drops it.
+func (w *waiting) add(data []byte) {
+	if w.octets.Add(int64(len(data))) <= maxWaitingBytes {
 		select {
-		case w.sessions <- waitingSession{s, octets}:
+		case w.datagrams <- datagram{bytes.Clone(data), time.Now()}:
 			return
 		default:
 		}
 	}
-	w.octets.Add(-int64(octets))
-	sessionsDropped.Inc()
+	w.octets.Add(-int64(len(data)))
+	datagramsDropped.Inc()
 }
 
-// record records sessions, many in one call if many wait.
-func (w *waiting) record(ctx context.Context, rec Recorder) {
-	for s := range w.sessions {
-		batch, octets := []ruapost.Session{s.Session}, s.octets
-		for more := true; more && len(batch) < maxTogether; {
+// parse reads what waits, in batches. A batch waits for others of its kind, so that the
+// store need not write the same pages again for each of them, and until the one before is
+// recorded.
+func (w *waiting) parse(ctx context.Context, batches chan<- batch) {
+	defer close(batches)
+	var complained time.Time
+	for d := range w.datagrams {
+		if len(w.datagrams) < maxTogether {
 			select {
-			case next, ok := <-w.sessions:
-				if more = ok; ok {
-					batch, octets = append(batch, next.Session), octets+next.octets
-				}
+			case <-time.After(gather):
+			case <-ctx.Done():
+			}
+		}
+		b := batch{sessions: make([]ruapost.Session, 0, min(len(w.datagrams)+1, maxTogether))}
+		for more := true; more; {
+			if err := b.add(d); err != nil && time.Since(complained) > complainEach {
+				complained = time.Now()
+				slog.Warn("TLSRPT datagram dropped", "octets", len(d.data), "err", ruapost.Clean(err.Error(), 300))
+			}
+			if len(b.sessions) >= maxTogether {
+				break
+			}
+			select {
+			case d, more = <-w.datagrams:
 			default:
 				more = false
 			}
 		}
-		if rec == nil {
-			sessionsDropped.Add(float64(len(batch)))
-		} else if err := rec.RecordSessions(ctx, batch); err != nil {
-			sessionsDropped.Add(float64(len(batch)))
-			slog.Error("TLS sessions could not be recorded", "sessions", len(batch), "err", err)
+		batches <- b
+	}
+}
+
+// add adds what the datagram tells. If it cannot be read that is counted.
+func (b *batch) add(d datagram) error {
+	b.octets += len(d.data)
+	sessions, err := tlsrpt.ParseDatagram(d.data)
+	if err != nil {
+		datagramsBad.Inc()
+		return err
+	}
+	datagramsOK.Inc()
+	for _, s := range sessions {
+		s.Time = d.at
+		b.sessions = append(b.sessions, s)
+	}
+	return nil
+}
+
+// record records the batches.
+func (w *waiting) record(ctx context.Context, batches <-chan batch, rec Recorder) {
+	for b := range batches {
+		if len(b.sessions) > 0 {
+			if rec == nil {
+				sessionsDropped.Add(float64(len(b.sessions)))
+			} else if err := rec.RecordSessions(ctx, b.sessions); err != nil {
+				sessionsDropped.Add(float64(len(b.sessions)))
+				slog.Error("TLS sessions could not be recorded", "sessions", len(b.sessions), "err", err)
+			}
 		}
-		w.octets.Add(-int64(octets))
+		w.octets.Add(-int64(b.octets))
 	}
 }

@@ -117,11 +117,37 @@ func TestReceiveWithSlowStore(t *testing.T) {
 	}
 }
 
+// Senders that do not pause do not keep it from ending.
+func TestReceiveEndsWhateverComes(t *testing.T) {
+	conn, path := listenEvents(t)
+	for range 4 {
+		out, err := net.Dial("unixgram", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		go func() {
+			for {
+				if _, err := out.Write([]byte(event("a.example", 0))); err != nil {
+					return // closed at the end
+				}
+			}
+		}()
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	rec := &recorder{}
+	Receive(ctx, conn, rec)
+	if len(rec.sessions) < lastDatagrams/2 {
+		t.Errorf("it ended after %d sessions", len(rec.sessions))
+	}
+}
+
 // What waits is bounded by its size, too.
 func TestReceiveLongDatagrams(t *testing.T) {
 	rec := &recorder{gate: make(chan struct{})}
 	out, cancel, done := receiving(t, rec)
-	before := testutil.ToFloat64(sessionsDropped)
+	before := testutil.ToFloat64(datagramsDropped)
 	long := event("a.example", 0)
 	long = long[:len(long)-1] + `,"x":"` + strings.Repeat("y", 150_000) + `"}`
 	const more = 30
@@ -134,7 +160,7 @@ func TestReceiveLongDatagrams(t *testing.T) {
 	cancel()
 	close(rec.gate)
 	<-done
-	dropped := testutil.ToFloat64(sessionsDropped) - before
+	dropped := testutil.ToFloat64(datagramsDropped) - before
 	if len(rec.sessions)+int(dropped) != most+more || dropped == 0 || len(rec.sessions) < most {
 		t.Errorf("%d sessions recorded, %v dropped; want about %d and %d", len(rec.sessions), dropped, most, more)
 	}

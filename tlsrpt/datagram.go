@@ -58,9 +58,9 @@ const codeUnfinished = 901
 // "t", the number of failures, are not read: the record is looked up when the
 // report is sent, and the failures are counted here.
 type datagram struct {
-	Version  *string           `json:"dpv"`
-	Domain   string            `json:"d"`
-	Policies []json.RawMessage `json:"policies"`
+	Version  *string          `json:"dpv"`
+	Domain   string           `json:"d"`
+	Policies []datagramPolicy `json:"policies"`
 }
 
 type datagramPolicy struct {
@@ -68,7 +68,7 @@ type datagramPolicy struct {
 	Domain   string            `json:"policy-domain"`
 	Strings  []string          `json:"policy-string"`
 	MXHosts  []string          `json:"mx-host"`
-	Failures []json.RawMessage `json:"failure-details"`
+	Failures []datagramFailure `json:"failure-details"`
 	Final    *int              `json:"f"`
 }
 
@@ -122,8 +122,8 @@ func parseDatagram(data []byte) ([]ruapost.Session, error) {
 		return nil, fmt.Errorf("%d policies", len(d.Policies))
 	}
 	var sessions []ruapost.Session
-	for _, raw := range d.Policies {
-		s, err := parsePolicy(domain, raw)
+	for i := range d.Policies {
+		s, err := parsePolicy(domain, &d.Policies[i])
 		if err != nil {
 			return nil, err
 		}
@@ -132,11 +132,7 @@ func parseDatagram(data []byte) ([]ruapost.Session, error) {
 	return sessions, nil
 }
 
-func parsePolicy(domain string, raw json.RawMessage) (ruapost.Session, error) {
-	var p datagramPolicy
-	if err := json.Unmarshal(raw, &p); err != nil {
-		return ruapost.Session{}, err
-	}
+func parsePolicy(domain string, p *datagramPolicy) (ruapost.Session, error) {
 	s := ruapost.Session{Domain: domain}
 	var ok bool
 	if s.Policy.Type, ok = policyTypes[p.Type]; !ok {
@@ -162,11 +158,8 @@ func parsePolicy(domain string, raw json.RawMessage) (ruapost.Session, error) {
 		return s, errors.New("final result is neither 0 nor 1")
 	}
 	s.Failed = *p.Final == 1
-	for _, raw := range p.Failures[:min(len(p.Failures), maxFailures)] {
-		f, err := parseFailure(raw)
-		if err != nil {
-			return s, err
-		}
+	for i := range p.Failures[:min(len(p.Failures), maxFailures)] {
+		f := parseFailure(&p.Failures[i])
 		// One session counts once for a failure, however often it saw it.
 		if f != (ruapost.TLSFailure{}) && !slices.Contains(s.Failures, f) {
 			s.Failures = append(s.Failures, f)
@@ -202,13 +195,9 @@ func mxPatterns(patterns []string) []string {
 }
 
 // parseFailure returns the zero TLSFailure for one that is not to be reported.
-func parseFailure(raw json.RawMessage) (ruapost.TLSFailure, error) {
-	var d datagramFailure
-	if err := json.Unmarshal(raw, &d); err != nil {
-		return ruapost.TLSFailure{}, err
-	}
+func parseFailure(d *datagramFailure) ruapost.TLSFailure {
 	if d.Code == codeUnfinished {
-		return ruapost.TLSFailure{}, nil
+		return ruapost.TLSFailure{}
 	}
 	f := ruapost.TLSFailure{
 		Result:        resultTypes[d.Code],
@@ -223,7 +212,7 @@ func parseFailure(raw json.RawMessage) (ruapost.TLSFailure, error) {
 		f.Result = ruapost.ResultValidationFailure // RFC 8460 4.3.1: anything else
 		f.Reason = ruapost.Clean("unknown-code-"+strconv.Itoa(d.Code)+" "+f.Reason, maxReason)
 	}
-	return f, nil
+	return f
 }
 
 // ehloName returns the name the server calls itself in its reply to EHLO, of

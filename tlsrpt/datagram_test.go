@@ -141,8 +141,15 @@ func TestParseDatagramQuirks(t *testing.T) {
 		{"code 901 is not reported", with(`{"c":901},{"c":202}`), failed(ruapost.TLSFailure{Result: ruapost.ResultCertificateHostMismatch})},
 		{"unknown code", with(`{"c":777}`), failed(ruapost.TLSFailure{Result: ruapost.ResultValidationFailure, Reason: "unknown-code-777"})},
 		{"unknown code with a reason", with(`{"c":-1,"f":"why"}`), failed(ruapost.TLSFailure{Result: ruapost.ResultValidationFailure, Reason: "unknown-code--1 why"})},
+		{"code 999", with(`{"c":999}`), failed(ruapost.TLSFailure{Result: ruapost.ResultValidationFailure, Reason: "unknown-code-999"})},
 		{"no code", with(`{}`), failed(ruapost.TLSFailure{Result: ruapost.ResultValidationFailure, Reason: "unknown-code-0"})},
 		{"one failure twice counts once", with(`{"c":201,"n":"mx.example"},{"c":201,"n":"MX.example"}`), failed(ruapost.TLSFailure{Result: ruapost.ResultStartTLSNotSupported, ReceivingMX: "mx.example"})},
+
+		{
+			"200 kB, the most that Linux passes on", with(`{"c":203,"n":"mx.example","h":"250-mx.example\r\n250-` + strings.Repeat("X", 200_000) + `"}`),
+			failed(ruapost.TLSFailure{Result: ruapost.ResultCertificateNotTrusted, ReceivingMX: "mx.example", ReceivingHelo: "mx.example"}),
+		},
+		{"number that fits nowhere, of no use", strings.Replace(with(`{"c":201}`), `"t":1`, `"t":1e999999999`, 1), failed(ruapost.TLSFailure{Result: ruapost.ResultStartTLSNotSupported})},
 
 		{"empty", ``, nil},
 		{"not JSON", `hello`, nil},
@@ -164,6 +171,12 @@ func TestParseDatagramQuirks(t *testing.T) {
 		{"final result 2", `{"dpv":"1","d":"d.example","policies":[{"policy-type":9,"f":2}]}`, nil},
 		{"final result -1", `{"dpv":"1","d":"d.example","policies":[{"policy-type":9,"f":-1}]}`, nil},
 		{"final result 0.5", `{"dpv":"1","d":"d.example","policies":[{"policy-type":9,"f":0.5}]}`, nil},
+		{"number too large for a code", with(`{"c":99999999999999999999}`), nil},
+		{"number with an exponent for a code", with(`{"c":1e400}`), nil},
+		{"depth bomb", `{"d":"d.example","x":` + strings.Repeat("[", 250_000), nil},
+		{"closed depth bomb", `{"d":"d.example","x":` + strings.Repeat("[", 100_000) + strings.Repeat("]", 100_000) + `,"policies":[{"policy-type":9,"f":0}]}`, nil},
+		{"depth bomb in a failure", with(`{"c":` + strings.Repeat(`{"c":`, 40_000)), nil},
+		{"thousands of policies", `{"d":"d.example","policies":[` + strings.Repeat("{},", 80_000) + `{}]}`, nil},
 		{"final result true", `{"dpv":"1","d":"d.example","policies":[{"policy-type":9,"f":true}]}`, nil},
 	}
 	for _, tt := range tests {
