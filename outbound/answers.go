@@ -22,8 +22,8 @@ const (
 	// one is found, so that deliveries need not wait; after staleFor it is forgotten. It
 	// adds to what the DNS itself lets answers live. If there was trouble it is the much
 	// shorter troubleFor.
-	freshFor   = time.Minute
-	staleFor   = 10 * time.Minute
+	freshFor   = 5 * time.Minute
+	staleFor   = 15 * time.Minute
 	troubleFor = 5 * time.Second
 )
 

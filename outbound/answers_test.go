@@ -9,8 +9,8 @@ import (
 	"ruapost/socketmap"
 )
 
-// An answer is fresh for a minute. Beyond that it is given once more while a new one is
-// found, so that no delivery waits; after ten minutes it is forgotten.
+// An answer is fresh for five minutes. Beyond that it is given once more while a new one
+// is found, so that no delivery waits; after fifteen it is forgotten.
 func TestAnswersAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		finds := 0
@@ -47,10 +47,10 @@ func TestAnswersAge(t *testing.T) {
 		}{
 			{"first", 0, LevelDANE, 100 * time.Millisecond, false, LevelDANE, true, 1},
 			{"fresh", 0, LevelDANEOnly, 100 * time.Millisecond, false, LevelDANE, false, 0},
-			{"a minute old", time.Minute, LevelDANEOnly, 100 * time.Millisecond, false, LevelDANE, false, 1},
+			{"no longer fresh", freshFor, LevelDANEOnly, 100 * time.Millisecond, false, LevelDANE, false, 1},
 			{"what that found", 0, LevelDANEOnly, 0, false, LevelDANEOnly, false, 0},
-			{"old, with trouble", time.Minute, LevelNone, 100 * time.Millisecond, true, LevelDANEOnly, false, 1},
-			{"still trouble", 8 * time.Minute, LevelNone, 100 * time.Millisecond, true, LevelDANEOnly, false, 1},
+			{"old, with trouble", freshFor, LevelNone, 100 * time.Millisecond, true, LevelDANEOnly, false, 1},
+			{"still trouble", staleFor - freshFor - time.Minute, LevelNone, 100 * time.Millisecond, true, LevelDANEOnly, false, 1},
 			{"too old, with trouble", time.Minute, LevelNone, 100 * time.Millisecond, true, LevelNone, true, 1},
 			{"that is not found again at once", 0, LevelNone, 0, true, LevelNone, false, 0},
 			{"but soon", troubleFor, LevelDANE, 0, false, LevelDANE, false, 1},

@@ -240,7 +240,7 @@ func TestDeadResolver(t *testing.T) {
 	for domain, want := range warm { // answers that are kept
 		ask(domain, want)
 	}
-	// All answers forgotten, as after ten minutes, and the process begun anew: only the
+	// All answers forgotten, as after fifteen minutes, and the process begun anew: only the
 	// store is left.
 	for name, s := range map[string]Settings{"open": {}, "defer": {DeferOnError: true}} {
 		r.Policies = NewPolicies(dead, r.ca, r.store, s)
