@@ -22,7 +22,7 @@ type Group struct {
 	DMARC *DMARCPolicy `json:"dmarc,omitempty"`
 	// TLS is the policy of a group of sessions, else nil.
 	TLS *TLSPolicy `json:"tls,omitempty"`
-	// Total counts all messages or sessions.
+	// Total counts all messages or sessions; a Session that is Uncounted is not in it.
 	Total int64 `json:"total"`
 	// Rows is the number of distinct rows, Listed the sum of their counts. Past the
 	// store's bounds on rows a message is counted in Total alone.
@@ -66,6 +66,10 @@ const (
 	RecipientSent RecipientState = "sent"
 	// RecipientFailed: given up; Error says why.
 	RecipientFailed RecipientState = "failed"
+	// RecipientBounced: sendmail took the mail, and it came back; Error says why.
+	RecipientBounced RecipientState = "bounced"
+	// RecipientSuppressed: nothing is sent there, see Suppression.
+	RecipientSuppressed RecipientState = "suppressed"
 )
 
 // Report is one report from the moment its rows are taken until every recipient
@@ -81,6 +85,13 @@ type Report struct {
 	State  ReportState `json:"state"`
 	// Groups are the groups the report is made of, with their totals as sealed.
 	Groups []Group `json:"groups"`
+	// Part and Parts are set if the report was too large for one mail: this one is the
+	// part of so many, each a valid report with an ID of its own. The totals of Groups
+	// are those of the part.
+	Part  int `json:"part,omitempty"`
+	Parts int `json:"parts,omitempty"`
+	// Size is the number of octets of the compressed content, once it is composed.
+	Size int64 `json:"size,omitempty"`
 	// Recipients are the destinations in the order in which the domain's record
 	// names them.
 	Recipients []Recipient `json:"recipients"`
@@ -92,13 +103,18 @@ type Report struct {
 type Recipient struct {
 	// URI is the destination as published.
 	URI string `json:"uri"`
-	// Address is the mail address to send to, Accepted whether it is known to
-	// accept reports about the domain (RFC 9990 4).
-	Address  string         `json:"address"`
+	// Address is the mail address to send to, or the https URL to POST to.
+	Address string `json:"address"`
+	// HTTPS says that Address is a URL.
+	HTTPS bool `json:"https,omitempty"`
+	// MaxSize is the largest report in octets that the destination takes (RFC 7489 6.2),
+	// 0 if there is no limit.
+	MaxSize uint64 `json:"max_size,omitempty"`
+	// Accepted says that it is known to accept reports about the domain (RFC 9990 4).
 	Accepted bool           `json:"accepted,omitempty"`
 	State    RecipientState `json:"state"`
-	// Attempts counts the times the mail was handed to sendmail, or the
-	// destination's consent was asked for in vain.
+	// Attempts counts the times the report was offered, or the destination's consent
+	// was asked for in vain.
 	Attempts  int       `json:"attempts,omitempty"`
 	NotBefore time.Time `json:"not_before,omitzero"`
 	// First and Last are the times of the first and the last of these attempts.

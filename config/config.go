@@ -162,8 +162,44 @@ type Reporter struct {
 	Sendmail []string
 	// Format is the form of DMARC reports, "rfc9990" or "rfc7489".
 	Format string
+	// LegacyDomains are those that get DMARC reports in the form rfc7489 whatever
+	// Format is: policy domains, or domains of recipients.
+	LegacyDomains Domains
 	// Outbox is the directory where composed reports wait.
 	Outbox string
+	// MinInterval is the shortest window of DMARC reports; it divides a day.
+	MinInterval time.Duration
+	// Keep is how long what was recorded and what was reported is kept.
+	Keep time.Duration
+	// Spread is the time over which a run spreads its mails.
+	Spread time.Duration
+	// MaxRecipients is the number of destinations of a report that are served.
+	MaxRecipients int
+	// MaxReportSize is the size of a compressed report in octets above which it is
+	// split.
+	MaxReportSize int64
+	// TLSFailuresOnly says that TLS reports without failures are not sent.
+	TLSFailuresOnly bool
+	// HTTPSUnverified says that the certificates of https destinations are not checked.
+	// AllowNetworks are those where such destinations may be although they are not on the
+	// Internet.
+	HTTPSUnverified bool
+	AllowNetworks   []netip.Prefix
+	// MaxReportsPerRun, MaxReportsPerDay and MaxPerDestinationDomain hold mails back;
+	// 0 is no bound.
+	MaxReportsPerRun        int
+	MaxReportsPerDay        int
+	MaxPerDestinationDomain int
+	// BounceMaildir is where bounces are filed; if it is empty they go to From. Else
+	// the envelope sender is From with BounceDelimiter and a token behind its local part.
+	BounceMaildir   string
+	BounceDelimiter string
+	// ExcludeDomains get no reports about themselves; if OnlyDomains is not empty, only
+	// those do. ExcludeRecipients are mail addresses or domains that nothing is sent to.
+	ExcludeDomains, OnlyDomains, ExcludeRecipients Domains
+	// Textfile is where the reporter's numbers are written for node_exporter, empty for
+	// nowhere.
+	Textfile string
 }
 
 // DKIM tells how to sign reports. Either all of it is set or nothing.
@@ -226,6 +262,15 @@ func defaults() *Config {
 			Sendmail: []string{"/usr/sbin/sendmail", "-i"},
 			Format:   "rfc9990",
 			Outbox:   "/var/lib/ruapost/outbox",
+
+			MinInterval:             24 * time.Hour,
+			Keep:                    7 * 24 * time.Hour,
+			Spread:                  45 * time.Minute,
+			MaxRecipients:           5,
+			MaxReportSize:           10_000_000,
+			MaxReportsPerDay:        10_000,
+			MaxPerDestinationDomain: 50,
+			BounceDelimiter:         "+",
 		},
 	}
 }
