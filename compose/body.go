@@ -6,32 +6,32 @@ import (
 	"fmt"
 	"io"
 	"mime/quotedprintable"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
 
-// textPart returns a text/plain part, header and all. It is sent as it is where
-// every MTA and reader would leave it so, else quoted-printable; 8bit is never
+// addText adds the fields of a text/plain part and returns its body. It is sent as it
+// is where every MTA and reader would leave it so, else quoted-printable; 8bit is never
 // used, as not every path takes it.
-func textPart(text string) string {
+func (h *header) addText(text string) (body string) {
 	text = strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(strings.ToValidUTF8(text, "\ufffd"))
 	text = strings.TrimRight(text, "\n") + "\n"
 	charset := "utf-8"
 	if isASCII(text) {
 		charset = "us-ascii"
 	}
+	h.add("Content-Type", "text/plain; charset="+charset)
 	if isPlain(text) {
-		return textHeader(charset, "7bit") + strings.ReplaceAll(text, "\n", "\r\n")
+		h.add("Content-Transfer-Encoding", "7bit")
+		return strings.ReplaceAll(text, "\n", "\r\n")
 	}
+	h.add("Content-Transfer-Encoding", "quoted-printable")
 	var b strings.Builder
 	qp := quotedprintable.NewWriter(&b) // writes CRLF for LF; a Builder takes all
 	io.WriteString(qp, text)
 	qp.Close()
-	return textHeader(charset, "quoted-printable") + b.String()
-}
-
-func textHeader(charset, encoding string) string {
-	return "Content-Type: text/plain; charset=" + charset + "\r\nContent-Transfer-Encoding: " + encoding + "\r\n\r\n"
+	return b.String()
 }
 
 func isASCII(s string) bool {
@@ -51,7 +51,7 @@ func isPlain(text string) bool {
 
 func (a *Attachment) header() (*header, error) {
 	if a.Open == nil {
-		return nil, errors.New("no attachment")
+		return nil, errors.New("no content")
 	}
 	if kind, subtype, _ := strings.Cut(a.ContentType, "/"); !isToken(kind) || !isToken(subtype) {
 		return nil, fmt.Errorf("%q is not a media type", a.ContentType)
@@ -68,43 +68,34 @@ func (a *Attachment) header() (*header, error) {
 	return h, h.err
 }
 
+// writeAttachment writes the attachment in base64, in lines of 76 characters
+// (RFC 2045 6.8), each with its line end.
 func (c *composed) writeAttachment(w io.Writer) error {
 	content, err := c.open()
 	if err != nil {
 		return err
 	}
 	defer content.Close()
-	encoder := base64.NewEncoder(base64.StdEncoding, &lineWriter{w: w})
-	if _, err := io.Copy(encoder, content); err != nil {
-		return err
-	}
-	return encoder.Close()
-}
-
-// lineWriter breaks what is written into lines of 76 characters (RFC 2045 6.8),
-// without a line end after the last.
-type lineWriter struct {
-	w      io.Writer
-	column int
-}
-
-func (l *lineWriter) Write(p []byte) (int, error) {
-	const lineLength = 76
-	written := 0
-	for len(p) > 0 {
-		if l.column == lineLength {
-			if _, err := io.WriteString(l.w, "\r\n"); err != nil {
-				return written, err
-			}
-			l.column = 0
+	const (
+		lineOctets = 76 / 4 * 3
+		lines      = 128 // that are written at a time
+	)
+	octets := make([]byte, lines*lineOctets)
+	encoded := make([]byte, 0, lines*(76+len("\r\n")))
+	for {
+		n, errRead := io.ReadFull(content, octets)
+		encoded = encoded[:0]
+		for line := range slices.Chunk(octets[:n], lineOctets) {
+			encoded = append(base64.StdEncoding.AppendEncode(encoded, line), "\r\n"...)
 		}
-		n, err := l.w.Write(p[:min(len(p), lineLength-l.column)])
-		written += n
-		l.column += n
-		if err != nil {
-			return written, err
+		if _, err := w.Write(encoded); err != nil {
+			return err
 		}
-		p = p[n:]
+		if errRead == io.EOF || errRead == io.ErrUnexpectedEOF {
+			return nil
+		}
+		if errRead != nil {
+			return errRead
+		}
 	}
-	return written, nil
 }

@@ -1,4 +1,4 @@
-// Package compose builds the mails this project sends: a text for people, an
+// Package compose builds the mails this project sends: a text for people, mostly an
 // attachment for machines, and a DKIM signature.
 //
 // The mail is written field by field with no more than encoders of the standard
@@ -13,7 +13,6 @@
 package compose
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/rand"
 	"errors"
@@ -21,14 +20,16 @@ import (
 	"io"
 	"strings"
 	"time"
+
+	"ruapost/internal/mailtouri"
 )
 
-// Message is a mail with one attachment. From, To, Subject, Date, MessageID and
-// Attachment are required.
+// Message is a mail. From, To, Subject, Date and MessageID are required, and a Text or
+// an Attachment.
 type Message struct {
 	// From and To are the addresses (RFC 5322 3.4.1 addr-spec). A domain beyond
-	// ASCII is written in A-labels; a local part beyond ASCII is an error, as
-	// SMTPUTF8 is not supported yet.
+	// ASCII is written in A-labels, a local part beyond ASCII as it is, see
+	// NeedsSMTPUTF8.
 	From, To string
 	// FromName is the display name of From, or empty.
 	FromName string
@@ -42,10 +43,11 @@ type Message struct {
 	Header []Field
 	// Text is the part for people: UTF-8 with LF or CRLF line ends.
 	Text string
-	// Attachment is the part for machines.
+	// Attachment is the part for machines. Without one, that is if it is the zero
+	// value, the mail is text/plain.
 	Attachment Attachment
-	// ReportType makes the mail a multipart/report of that type (RFC 6522); if
-	// it is empty the mail is multipart/mixed.
+	// ReportType makes a mail with an attachment a multipart/report of that type
+	// (RFC 6522); if it is empty the mail is multipart/mixed.
 	ReportType string
 	// Boundary separates the parts. If it is empty a random one is taken, which
 	// makes each Write of the message different from the last.
@@ -99,63 +101,102 @@ func (m *Message) write(w io.Writer, s *Signer) error {
 			return fmt.Errorf("sign: %w", err)
 		}
 	}
-	// The buffer spares w the many short lines that base64 makes.
-	bw := bufio.NewWriterSize(w, 32<<10)
-	bw.WriteString(signature)
-	if err := c.writeTo(bw); err != nil {
+	if _, err := io.WriteString(w, signature); err != nil {
 		return err
 	}
-	return bw.Flush()
+	return c.writeTo(w)
 }
 
-// composed is a message of which all is encoded but the attachment, so that it
-// can be written several times with the same outcome.
+// NeedsSMTPUTF8 tells whether the mail can only be sent with SMTPUTF8 (RFC 6531),
+// because the local part of an address is beyond ASCII. Postfix's sendmail(1) sees that
+// by itself.
+func (m *Message) NeedsSMTPUTF8() bool {
+	for _, s := range []string{m.From, m.To} {
+		if addr, err := mailtouri.ParseAddress(s); err == nil && mailtouri.NeedsSMTPUTF8(addr) {
+			return true
+		}
+	}
+	return false
+}
+
+// composed is a message of which all is encoded but the attachment.
 type composed struct {
 	header *header
-	// before and after are what stands around the attachment's base64.
+	// before and after are what stands around the attachment's base64; without an
+	// attachment before is the body.
 	before, after string
 	open          func() (io.ReadCloser, error)
 }
 
 func (m *Message) compose() (*composed, error) {
+	h, err := m.header()
+	if err != nil {
+		return nil, err
+	}
+	c := &composed{header: h}
+	if a := &m.Attachment; a.ContentType != "" || a.Filename != "" || a.Open != nil {
+		err = m.multipart(c)
+	} else {
+		err = m.textOnly(c)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c, h.err
+}
+
+func (m *Message) textOnly(c *composed) error {
+	if m.ReportType != "" || strings.TrimSpace(m.Text) == "" {
+		return errors.New("no attachment")
+	}
+	c.before = c.header.addText(m.Text)
+	return nil
+}
+
+func (m *Message) multipart(c *composed) error {
 	boundary := m.Boundary
 	if boundary == "" {
 		// "=_" occurs in neither base64 nor quoted-printable.
 		boundary = "=_" + rand.Text()
 	}
 	if !isBoundary(boundary) {
-		return nil, fmt.Errorf("%q cannot be a boundary", boundary)
+		return fmt.Errorf("%q cannot be a boundary", boundary)
 	}
-	h, err := m.header(boundary)
-	if err != nil {
-		return nil, err
+	kind := "multipart/mixed"
+	if m.ReportType != "" {
+		if !isToken(m.ReportType) {
+			return fmt.Errorf("%q cannot be a report type", m.ReportType)
+		}
+		kind = `multipart/report; report-type="` + m.ReportType + `"`
+	}
+	c.header.add("Content-Type", kind+`; boundary="`+boundary+`"`)
+	var text header
+	body := text.addText(m.Text)
+	if strings.Contains(body, boundary) {
+		return errors.New("the text contains the boundary")
 	}
 	attachment, err := m.Attachment.header()
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("attachment: %w", err)
 	}
-	text := textPart(m.Text)
-	if strings.Contains(text, boundary) {
-		return nil, errors.New("the text contains the boundary")
-	}
-	return &composed{
-		header: h,
-		before: "--" + boundary + "\r\n" + text + "\r\n--" + boundary + "\r\n" + attachment.String() + "\r\n",
-		after:  "\r\n--" + boundary + "--\r\n",
-		open:   m.Attachment.Open,
-	}, nil
+	c.before = "--" + boundary + "\r\n" + text.String() + "\r\n" + body +
+		"\r\n--" + boundary + "\r\n" + attachment.String() + "\r\n"
+	c.open = m.Attachment.Open
+	c.after = "--" + boundary + "--\r\n"
+	return nil
 }
 
-func (m *Message) header(boundary string) (*header, error) {
-	from, err := address(m.From)
+// header returns the header up to Content-Type.
+func (m *Message) header() (*header, error) {
+	from, err := mailtouri.ParseAddress(m.From)
 	if err != nil {
 		return nil, fmt.Errorf("sender address: %w", err)
 	}
-	to, err := address(m.To)
+	to, err := mailtouri.ParseAddress(m.To)
 	if err != nil {
 		return nil, fmt.Errorf("recipient address: %w", err)
 	}
-	id, err := address(m.MessageID)
+	id, err := mailtouri.ParseAddress(m.MessageID)
 	if err != nil || strings.HasPrefix(id, `"`) { // RFC 5322 3.6.4: no quotes in it
 		return nil, fmt.Errorf("%q cannot be a Message-ID", m.MessageID)
 	}
@@ -165,10 +206,14 @@ func (m *Message) header(boundary string) (*header, error) {
 	h := &header{}
 	h.add("Date", m.Date.UTC().Format(time.RFC1123Z))
 	if m.FromName != "" {
-		from = displayName(m.FromName) + " <" + from + ">"
+		name, err := displayName(m.FromName)
+		if err != nil {
+			return nil, err
+		}
+		from = name + " <" + from + ">"
 	}
-	h.add("From", from)
-	h.add("To", to)
+	h.addChecked("From", from)
+	h.addChecked("To", to)
 	h.add("Subject", encodeText(m.Subject))
 	h.add("Message-ID", "<"+id+">")
 	for _, f := range m.Header {
@@ -176,19 +221,16 @@ func (m *Message) header(boundary string) (*header, error) {
 	}
 	h.add("Auto-Submitted", "auto-generated") // RFC 3834 5
 	h.add("MIME-Version", "1.0")
-	if m.ReportType == "" {
-		h.add("Content-Type", `multipart/mixed; boundary="`+boundary+`"`)
-	} else if isToken(m.ReportType) {
-		h.add("Content-Type", `multipart/report; report-type="`+m.ReportType+`"; boundary="`+boundary+`"`)
-	} else {
-		return nil, fmt.Errorf("%q cannot be a report type", m.ReportType)
-	}
 	return h, h.err
 }
 
+// writeTo writes the message without a signature.
 func (c *composed) writeTo(w io.Writer) error {
 	if _, err := io.WriteString(w, c.header.String()+"\r\n"+c.before); err != nil {
 		return err
+	}
+	if c.open == nil {
+		return nil
 	}
 	if err := c.writeAttachment(w); err != nil {
 		return fmt.Errorf("attachment: %w", err)

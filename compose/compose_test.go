@@ -7,7 +7,6 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"flag"
@@ -25,6 +24,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/emersion/go-message"
 	"github.com/emersion/go-msgauth/dkim"
@@ -74,12 +74,13 @@ func write(t testing.TB, m *Message, s *Signer) []byte {
 }
 
 // checkLines checks that all line ends are CRLF, that no line is longer than
-// SMTP allows, and that all is ASCII.
+// SMTP allows, and that all is ASCII but the lines with addresses.
 func checkLines(t testing.TB, data []byte) {
 	t.Helper()
 	for line := range bytes.Lines(data) {
 		text, ok := bytes.CutSuffix(line, []byte("\r\n"))
-		if !ok || bytes.ContainsAny(text, "\r\n\x00") || len(text) > 998 || bytes.ContainsFunc(text, func(r rune) bool { return r > '~' }) {
+		ok = ok && !bytes.ContainsAny(text, "\r\n\x00") && len(text) <= 998 && utf8.Valid(text)
+		if !ok || !isASCII(string(text)) && !bytes.Contains(text, []byte("@")) {
 			t.Fatalf("line %q", line)
 		}
 	}
@@ -254,6 +255,93 @@ func TestWriteText(t *testing.T) {
 	}
 }
 
+// A mail without an attachment is one part, text as the other tests have it.
+func TestWriteTextOnly(t *testing.T) {
+	s := &Signer{Domain: "example.org", Selector: "2026", Key: rsaKey}
+	for _, tt := range []struct{ name, text, charset, encoding, want string }{
+		{"plain", "Report-Size: 5\n\n\n", "us-ascii", "7bit", "Report-Size: 5\r\n"},
+		{"CRLF is not doubled", "a: b\r\nc: d\r\n", "us-ascii", "7bit", "a: b\r\nc: d\r\n"},
+		{"UTF-8", "Grüße\n", "utf-8", "quoted-printable", "Grüße\r\n"},
+		{"blanks and long lines", " a  b \n\n" + strings.Repeat("c", 2000), "us-ascii", "quoted-printable", " a  b \r\n\r\n" + strings.Repeat("c", 2000) + "\r\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := tlsMessage()
+			m.Attachment, m.ReportType, m.Text = Attachment{}, "", tt.text
+			data := write(t, m, s)
+			if _, err := verify(t, bytes.NewReader(data), s); err != nil {
+				t.Errorf("%v\n%s", err, data)
+			}
+			msg, err := mail.ReadMessage(bytes.NewReader(data))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var body io.Reader = msg.Body
+			if tt.encoding == "quoted-printable" {
+				body = quotedprintable.NewReader(body)
+			}
+			kind, encoding := msg.Header.Get("Content-Type"), msg.Header.Get("Content-Transfer-Encoding")
+			if got := string(must(io.ReadAll(body))); got != tt.want || kind != "text/plain; charset="+tt.charset || encoding != tt.encoding {
+				t.Errorf("%s, %s: %q, want %q", kind, encoding, got, tt.want)
+			}
+			if signed := msg.Header.Get("DKIM-Signature"); !strings.Contains(signed, ":Content-Transfer-Encoding:") {
+				t.Errorf("the encoding is not signed: %s", signed)
+			}
+		})
+	}
+}
+
+// RFC 6532: an address that is not ASCII is written as it is, and nothing else is.
+func TestWriteSMTPUTF8(t *testing.T) {
+	s := &Signer{Domain: "example.org", Selector: "2026", Key: rsaKey}
+	for _, tt := range []struct {
+		from, to, wantFrom, wantTo string
+		needed                     bool
+	}{
+		{"a@example.org", "ñandú@bücher.example", "a@example.org", "ñandú@xn--bcher-kva.example", true},
+		{"ñ@example.org", "b@example.com", "ñ@example.org", "b@example.com", true},
+		{"a@bücher.example", "b@bücher.example", "a@xn--bcher-kva.example", "b@xn--bcher-kva.example", false},
+		// U+3000 is a blank to Unicode but not to DKIM.
+		{"a@example.org", "\"世 \u3000  界\"@example.com", "a@example.org", "世 \u3000  界@example.com", true},
+		{"a@example.org", strings.Repeat("界", 21) + "@example.com", "a@example.org", strings.Repeat("界", 21) + "@example.com", true},
+	} {
+		m := tlsMessage()
+		m.From, m.To, m.FromName, m.Subject = tt.from, tt.to, "Bücher", "Grüße"
+		if got := m.NeedsSMTPUTF8(); got != tt.needed {
+			t.Errorf("%s to %s: SMTPUTF8 %t", tt.from, tt.to, got)
+		}
+		data := write(t, m, s)
+		if _, err := verify(t, bytes.NewReader(data), s); err != nil {
+			t.Errorf("%v\n%s", err, data)
+		}
+		if isPrintable(strings.ReplaceAll(string(data), "\r\n", "")) == tt.needed {
+			t.Errorf("SMTPUTF8 is needed: %t\n%s", tt.needed, data)
+		}
+		header, _, _, _ := readStd(t, data)
+		from, errFrom := header.AddressList("From")
+		to, errTo := header.AddressList("To")
+		if errFrom != nil || errTo != nil || len(from) != 1 || len(to) != 1 || from[0].Address != tt.wantFrom || to[0].Address != tt.wantTo {
+			t.Errorf("from %v, %v, to %v, %v", from, errFrom, to, errTo)
+		}
+		if !strings.Contains(string(data), "\r\nSubject: =?utf-8?") || from[0].Name != "Bücher" {
+			t.Errorf("subject or name not in encoded words: %s", data)
+		}
+	}
+	if m := tlsMessage(); m.NeedsSMTPUTF8() {
+		t.Error("SMTPUTF8 is not needed")
+	}
+	m := tlsMessage()
+	m.To = "no address"
+	if m.NeedsSMTPUTF8() {
+		t.Error("no address needs SMTPUTF8")
+	}
+	for _, control := range []string{"\r\nBcc: x@example.com\r\n", "\u0085", "\u2028", "\u202e", "\xff", "\x00"} {
+		m.To = "ñ" + control + "@example.com"
+		if err := m.Write(io.Discard, nil); err == nil {
+			t.Errorf("%q was written", m.To)
+		}
+	}
+}
+
 func TestWriteFrom(t *testing.T) {
 	tests := []struct {
 		name, address      string
@@ -351,7 +439,7 @@ func TestWriteRefuses(t *testing.T) {
 	changes := map[string]func(*Message){
 		"no From":                   func(m *Message) { m.From = "" },
 		"two From":                  func(m *Message) { m.From = "a@example.org, b@example.org" },
-		"non-ASCII local part":      func(m *Message) { m.To = "ñ@example.com" },
+		"non-ASCII Message-ID":      func(m *Message) { m.MessageID = "ñ@example.com" },
 		"address literal":           func(m *Message) { m.To = "a@[192.0.2.1]" },
 		"no Date":                   func(m *Message) { m.Date = time.Time{} },
 		"no Message-ID":             func(m *Message) { m.MessageID = "" },
@@ -368,7 +456,9 @@ func TestWriteRefuses(t *testing.T) {
 		"field twice":               func(m *Message) { m.Header[1].Name = "tls-report-domain" },
 		"second From":               func(m *Message) { m.Header[0].Name = "FROM" },
 		"second MIME-Version":       func(m *Message) { m.Header[0].Name = "Mime-Version" },
-		"no attachment":             func(m *Message) { m.Attachment.Open = nil },
+		"no attachment content":     func(m *Message) { m.Attachment.Open = nil },
+		"report without attachment": func(m *Message) { m.Attachment = Attachment{} },
+		"nothing in it":             func(m *Message) { m.Attachment, m.ReportType, m.Text = Attachment{}, "", " \n" },
 		"no media type":             func(m *Message) { m.Attachment.ContentType = "gzip" },
 		"media type with parameter": func(m *Message) { m.Attachment.ContentType = "text/xml; name=x" },
 		"no file name":              func(m *Message) { m.Attachment.Filename = "" },
@@ -408,29 +498,29 @@ func TestWriteRefuses(t *testing.T) {
 			t.Errorf("%s: error %v, %d octets written", name, err, buf.Len())
 		}
 	}
-	m := tlsMessage()
-	m.To = "ñ@example.com"
-	if err := m.Write(io.Discard, nil); err == nil || !strings.Contains(err.Error(), "SMTPUTF8 (RFC 6531), which is not supported yet") {
-		t.Errorf("SMTPUTF8: error %v", err)
-	}
 }
 
 // Nothing in a message can add a header field, whatever is put into it.
 func FuzzWrite(f *testing.F) {
-	f.Add("Example", "Report Domain: example.com", "X-Field", "value", "text\n", "file.gz")
-	f.Add("Ünïcode \\\"", "世界 =?utf-8?q?a?=", "Bcc", "a\r\nb", "\r\n.\r\n--=_boundary", "a\"b")
-	f.Fuzz(func(t *testing.T, fromName, subject, fieldName, fieldValue, text, filename string) {
+	f.Add("Example", "Report Domain: example.com", "X-Field", "value", "text\n", "file.gz", "a@example.com")
+	f.Add("Ünïcode \\\"", "世界 =?utf-8?q?a?=", "Bcc", "a\r\nb", "\r\n.\r\n--=_boundary", "a\"b", "\"ñ  \"@example.com")
+	f.Add("a", " b  c\td", "X-Field", " d  e ", " a  b \t c\n \n\n", "file.gz", "世界@example.com")
+	s := &Signer{Domain: "example.org", Selector: "2026", Key: edKey}
+	f.Fuzz(func(t *testing.T, fromName, subject, fieldName, fieldValue, text, filename, to string) {
 		m := tlsMessage()
-		m.FromName, m.Subject, m.Text, m.Attachment.Filename = fromName, subject, text, filename
+		m.FromName, m.Subject, m.Text, m.Attachment.Filename, m.To = fromName, subject, text, filename, to
 		m.Header = []Field{{fieldName, fieldValue}}
 		var buf bytes.Buffer
-		if err := m.Write(&buf, nil); err != nil {
+		if err := m.Write(&buf, s); err != nil {
 			if buf.Len() > 0 {
 				t.Fatalf("%v after %d octets", err, buf.Len())
 			}
 			return
 		}
 		checkLines(t, buf.Bytes())
+		if _, err := verify(t, bytes.NewReader(buf.Bytes()), s); err != nil && !strings.EqualFold(fieldName, "DKIM-Signature") {
+			t.Fatalf("%v\n%s", err, buf.Bytes())
+		}
 		head, _, _ := bytes.Cut(buf.Bytes(), []byte("\r\n\r\n"))
 		var names []string
 		for line := range strings.SplitSeq(string(head), "\r\n") {
@@ -439,7 +529,7 @@ func FuzzWrite(f *testing.F) {
 				names = append(names, name)
 			}
 		}
-		want := []string{"Date", "From", "To", "Subject", "Message-ID", fieldName, "Auto-Submitted", "MIME-Version", "Content-Type"}
+		want := []string{"DKIM-Signature", "Date", "From", "To", "Subject", "Message-ID", fieldName, "Auto-Submitted", "MIME-Version", "Content-Type"}
 		if diff := cmp.Diff(want, names); diff != "" {
 			t.Fatalf("-want +got:\n%s", diff)
 		}
@@ -447,8 +537,10 @@ func FuzzWrite(f *testing.F) {
 		if len(parts) != 2 || parts[1].filename != strings.Trim(filename, " ") && parts[1].filename != filename {
 			t.Fatalf("parts %+v", parts)
 		}
-		if _, err := header.AddressList("From"); err != nil {
-			t.Fatalf("From %q: %v", header.Get("From"), err)
+		for _, name := range []string{"From", "To"} {
+			if list, err := header.AddressList(name); err != nil || len(list) != 1 {
+				t.Fatalf("%s %q: %v, %v", name, header.Get(name), list, err)
+			}
 		}
 	})
 }
@@ -473,11 +565,11 @@ func TestWriteProperty(t *testing.T) {
 	})
 }
 
-// Two writes with the same boundary are the same octets; without one they differ
-// in the boundary alone.
+// Two writes with the same boundary are the same octets; without one they differ in the
+// boundary alone.
 func TestWriteReproducible(t *testing.T) {
 	m := tlsMessage()
-	if a, b := write(t, m, nil), write(t, m, nil); !bytes.Equal(a, b) {
+	if !bytes.Equal(write(t, m, nil), write(t, m, nil)) {
 		t.Error("two writes differ")
 	}
 	m.Boundary = ""
@@ -513,17 +605,11 @@ func mustEd25519() (ed25519.PublicKey, ed25519.PrivateKey) {
 // verify checks the one signature of a mail with the public key of s.
 func verify(t testing.TB, r io.Reader, s *Signer) (*dkim.Verification, error) {
 	t.Helper()
-	record := "v=DKIM1; k=ed25519; p="
-	if public, ok := s.Key.Public().(ed25519.PublicKey); ok {
-		record += base64.StdEncoding.EncodeToString(public)
-	} else {
-		record = "v=DKIM1; k=rsa; p=" + base64.StdEncoding.EncodeToString(must(x509.MarshalPKIXPublicKey(s.Key.Public())))
-	}
 	verifications, err := dkim.VerifyWithOptions(r, &dkim.VerifyOptions{LookupTXT: func(name string) ([]string, error) {
 		if name != s.Selector+"._domainkey."+s.Domain {
 			t.Errorf("key looked up at %s", name)
 		}
-		return []string{record}, nil
+		return []string{s.Record()}, nil
 	}})
 	if err != nil || len(verifications) != 1 {
 		return nil, fmt.Errorf("%d signatures, error %w", len(verifications), err)
@@ -549,6 +635,9 @@ func TestSign(t *testing.T) {
 					t.Fatalf("%v\n%s", err, data)
 				}
 				want := []string{"From", "From", "To", "Date", "Subject", "Message-ID", "MIME-Version", "Content-Type", "Auto-Submitted"}
+				if _, _, _, parts := readStd(t, data); len(parts) != 2 {
+					t.Errorf("%d parts", len(parts))
+				}
 				if m.Header != nil {
 					want = append(want, "TLS-Report-Domain", "TLS-Report-Submitter")
 				}
@@ -744,14 +833,23 @@ func compareAttachment(r io.Reader, want []byte) error {
 	}
 }
 
-func BenchmarkWriteSigned(b *testing.B) {
-	m := tlsMessage()
-	m.Attachment.Open = content(strings.Repeat("x", 1<<20))
-	s := &Signer{Domain: "example.org", Selector: "2026", Key: rsaKey}
-	b.SetBytes(1 << 20)
-	for b.Loop() {
-		if err := m.Write(io.Discard, s); err != nil {
-			b.Fatal(err)
+func BenchmarkWrite(b *testing.B) {
+	for _, size := range []int{4 << 10, 10 << 20} {
+		report := make([]byte, size)
+		mathrand.NewChaCha8([32]byte{}).Read(report)
+		m := tlsMessage()
+		m.Attachment.Open = func() (io.ReadCloser, error) {
+			return io.NopCloser(io.MultiReader(bytes.NewReader(report))), nil // as a file: Read alone
+		}
+		for name, s := range map[string]*Signer{"unsigned": nil, "signed": {Domain: "example.org", Selector: "2026", Key: rsaKey}} {
+			b.Run(fmt.Sprintf("%dk/%s", size>>10, name), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					if err := m.Write(io.Discard, s); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
 		}
 	}
 }

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
-
-	"ruapost/internal/mailtouri"
 )
 
 const (
@@ -21,25 +19,34 @@ const (
 
 // header collects the fields of a message or part. The first error stays.
 type header struct {
-	text  strings.Builder
-	names []string
-	err   error
+	fields []string // folded, with their line ends
+	err    error
 }
 
-func (h *header) String() string { return h.text.String() }
+func (h *header) String() string { return strings.Join(h.fields, "") }
 
-func (h *header) has(name string) bool {
-	for _, n := range h.names {
-		if strings.EqualFold(n, name) {
-			return true
+// field returns the field with that name, or "".
+func (h *header) field(name string) string {
+	for _, f := range h.fields {
+		if found, _, _ := strings.Cut(f, ":"); strings.EqualFold(found, name) {
+			return f
 		}
 	}
-	return false
+	return ""
 }
 
 // add writes a field whose value is ASCII. A name can be used only once: of all
 // fields that this project writes RFC 5322 3.6 allows but one.
 func (h *header) add(name, value string) {
+	if h.err == nil && !isPrintable(value) {
+		h.err = fmt.Errorf("field %q: value has control characters or invalid UTF-8", name)
+	}
+	h.addChecked(name, value)
+}
+
+// addChecked writes a field whose value is known to be free of control characters: one
+// with an address may be beyond ASCII (RFC 6532 3.2).
+func (h *header) addChecked(name, value string) {
 	if h.err != nil {
 		return
 	}
@@ -47,26 +54,25 @@ func (h *header) add(name, value string) {
 		h.err = fmt.Errorf("field %q: %w", name, err)
 		return
 	}
-	h.names = append(h.names, name)
+	var field strings.Builder
 	for _, line := range fold(name+":", strings.Trim(value, " ")) {
 		if len(line) > maxLine {
 			h.err = fmt.Errorf("field %q: a line of %d characters cannot be folded", name, len(line))
 		}
-		h.text.WriteString(line)
-		h.text.WriteString("\r\n")
+		field.WriteString(line)
+		field.WriteString("\r\n")
 	}
+	h.fields = append(h.fields, field.String())
 }
 
 func (h *header) check(name, value string) error {
 	switch {
 	case name == "" || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' || r == ':' }):
 		return errors.New("not a field name") // RFC 5322 3.6.8 ftext
-	case h.has(name):
+	case h.field(name) != "":
 		return errors.New("set twice")
 	case strings.Trim(value, " ") == "":
 		return errors.New("empty")
-	case !isPrintable(value):
-		return errors.New("value has control characters or invalid UTF-8")
 	}
 	return nil
 }
@@ -119,11 +125,14 @@ func encodeText(text string) string {
 }
 
 // displayName returns name as a phrase (RFC 5322 3.2.5).
-func displayName(name string) string {
-	if isPrintable(name) || !isEncodable(name) {
-		return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(name) + `"`
+func displayName(name string) (string, error) {
+	switch {
+	case isPrintable(name):
+		return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(name) + `"`, nil
+	case isEncodable(name):
+		return encodeWords(name), nil
 	}
-	return encodeWords(name)
+	return "", errors.New("sender name has control characters or invalid UTF-8")
 }
 
 func isEncodable(text string) bool {
@@ -146,18 +155,6 @@ func encodeWords(text string) string {
 		text = text[end:]
 	}
 	return strings.Join(encoded, " ")
-}
-
-// address returns the addr-spec s with its domain in A-labels.
-func address(s string) (string, error) {
-	addr, err := mailtouri.ParseAddress(s)
-	if err != nil {
-		return "", err
-	}
-	if !isPrintable(addr) {
-		return "", fmt.Errorf("%q needs SMTPUTF8 (RFC 6531), which is not supported yet", addr)
-	}
-	return addr, nil
 }
 
 // isToken tells whether s is a token of RFC 2045 5.1.

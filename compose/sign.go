@@ -1,7 +1,6 @@
 package compose
 
 import (
-	"bufio"
 	"crypto"
 	"crypto/ed25519"
 	"crypto/rsa"
@@ -17,8 +16,7 @@ import (
 	"ruapost"
 )
 
-// Signer makes DKIM signatures (RFC 6376). The public key is to be published at
-// <Selector>._domainkey.<Domain>.
+// Signer makes DKIM signatures (RFC 6376). The public key is to be published at Name.
 type Signer struct {
 	// Domain is d=. For DMARC it must be aligned with the domain of From.
 	Domain string
@@ -33,8 +31,8 @@ type Signer struct {
 // wants covered. From is listed twice, so that a second From field that someone
 // adds breaks the signature instead of being shown (RFC 6376 8.15).
 var signedFields = []string{
-	"From", "From", "To", "Date", "Subject", "Message-ID", "MIME-Version", "Content-Type", "Auto-Submitted",
-	"TLS-Report-Domain", "TLS-Report-Submitter",
+	"From", "From", "To", "Date", "Subject", "Message-ID", "MIME-Version", "Content-Type", "Content-Transfer-Encoding",
+	"Auto-Submitted", "TLS-Report-Domain", "TLS-Report-Submitter",
 }
 
 // LoadSigner returns a Signer with the private key in keyFile: PEM, PKCS #1 or
@@ -92,8 +90,10 @@ func parseKey(data []byte) (crypto.Signer, error) {
 	case ed25519.PrivateKey:
 		return key, nil
 	}
-	return nil, fmt.Errorf("is a %T: DKIM knows only RSA and Ed25519", key)
+	return nil, errKeyType(key)
 }
+
+func errKeyType(key any) error { return fmt.Errorf("is a %T: DKIM knows only RSA and Ed25519", key) }
 
 // Warning says why receivers may not take signatures of this key, in words for
 // the operator. It is empty if there is no reason.
@@ -118,7 +118,7 @@ func (s *Signer) Warning() string {
 func (s *Signer) sign(c *composed) (string, error) {
 	var keys []string
 	for _, name := range signedFields {
-		if c.header.has(name) {
+		if c.header.field(name) != "" {
 			keys = append(keys, name)
 		}
 	}
@@ -134,11 +134,7 @@ func (s *Signer) sign(c *composed) (string, error) {
 		return "", err
 	}
 	defer signer.Close() // ends its goroutine whatever happens
-	bw := bufio.NewWriterSize(signer, 32<<10)
-	if err := c.writeTo(bw); err != nil {
-		return "", err
-	}
-	if err := bw.Flush(); err != nil {
+	if err := c.writeTo(signer); err != nil {
 		return "", err
 	}
 	if err := signer.Close(); err != nil {
