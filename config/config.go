@@ -12,11 +12,13 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"ruapost"
 	"ruapost/compose"
 	"ruapost/dmarc"
+	"ruapost/internal/mailtouri"
 )
 
 // DefaultPath is the file the programs read if not told otherwise.
@@ -316,8 +318,9 @@ func parse(file, text, host string) (*Config, error) {
 			fail(e.line, e.key, err)
 		}
 	}
+	c.derive(host)
 	if len(errs) == 0 {
-		for _, check := range []func() (key string, err error){c.DKIM.check, c.Milter.check} {
+		for _, check := range []func() (key string, err error){c.DKIM.check, c.Milter.check, c.Reporter.check} {
 			if key, err := check(); err != nil {
 				fail(lines[key], key, err)
 			}
@@ -326,7 +329,6 @@ func parse(file, text, host string) (*Config, error) {
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
-	c.derive(host)
 	return c, nil
 }
 
@@ -371,6 +373,26 @@ func (m *Milter) check() (key string, err error) {
 	}
 	if !m.Trust && len(m.TrustedAuthservIDs) > 0 {
 		return "milter.trusted_authserv_ids", errors.New(`mode is not "trust"`)
+	}
+	return "", nil
+}
+
+// bounceToken is the number of octets that stand behind BounceDelimiter in the envelope
+// sender of a report.
+const bounceToken = 56
+
+// check returns an error, and the key to tell it of, if there is no room for what makes
+// a bounce known by its address (RFC 5321 4.5.3.1).
+func (r *Reporter) check() (key string, err error) {
+	if r.BounceMaildir == "" {
+		return "", nil
+	}
+	at := strings.LastIndexByte(r.From, '@')
+	tail := r.BounceDelimiter + strings.Repeat("x", bounceToken)
+	if _, err := mailtouri.ParseAddress(r.From[:at] + tail + r.From[at:]); err != nil {
+		return "reporter.bounce_maildir", fmt.Errorf("no room in %s for bounce_delimiter and the %d characters that mark a bounce: it would have "+
+			`%d octets before the "@" and %d in all, and mail takes 64 and 254; expected a shorter from or bounce_delimiter`,
+			r.From, bounceToken, at+len(tail), len(r.From)+len(tail))
 	}
 	return "", nil
 }

@@ -44,7 +44,21 @@ func TestEmptyFileIsValid(t *testing.T) {
 			Listen: []Listen{{"unix", "/var/spool/postfix/run/ruapost/policy.sock"}},
 			TLSRPT: Listen{"unix", "/var/spool/postfix/run/ruapost/tlsrpt.sock"},
 		},
-		Reporter: Reporter{"reports@example.org", []string{"/usr/sbin/sendmail", "-i"}, "rfc9990", "/var/lib/ruapost/outbox"},
+		Reporter: Reporter{
+			From:     "reports@example.org",
+			Sendmail: []string{"/usr/sbin/sendmail", "-i"},
+			Format:   "rfc9990",
+			Outbox:   "/var/lib/ruapost/outbox",
+
+			MinInterval:             24 * time.Hour,
+			Keep:                    7 * 24 * time.Hour,
+			Spread:                  45 * time.Minute,
+			MaxRecipients:           5,
+			MaxReportSize:           10_000_000,
+			MaxReportsPerDay:        10_000,
+			MaxPerDestinationDomain: 50,
+			BounceDelimiter:         "+",
+		},
 	}
 	if diff := cmp.Diff(want, got, byValue); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
@@ -82,10 +96,28 @@ budget = "30s"
 trusted_networks = ["192.0.2.0/24", "2001:db8::1", "::ffff:192.0.2.1", "[::1]/128", "[::ffff:127.0.0.0]/104"]
 
 [reporter]
-from = "dmarc-noreply@Bücher.example"
+from = "dmarc@Bücher.example"
 sendmail = ["/usr/lib/sendmail"]
 format = "rfc7489"
 outbox = "/srv/outbox/"
+legacy_domains = ["Old.example", ".bücher.example"]
+exclude_domains = [".Quiet.example"]
+only_domains = ["loud.example"]
+exclude_recipients = ["Box@Rua.example", '"a b"@rua.example', ".big.example"]
+min_interval = "6h"
+keep = "48h"
+spread = "0s"
+max_recipients = 64
+max_report_size = 100_000
+tls_success_only = false
+https_verify = false
+allow_networks = ["10.0.0.0/8"]
+max_reports_per_run = 1
+max_reports_per_day = 0
+max_per_destination_domain = 2
+bounce_maildir = "/srv/bounces/"
+bounce_delimiter = "-="
+textfile = "/srv/ruapost.prom"
 
 [dkim]
 domain = "example.org"
@@ -160,9 +192,31 @@ report = "no"
 				{Domains: []string{"b.example", ".xn--bcher-kva.example"}, IgnoreSTS: true, IgnoreDANE: true, NoReport: true},
 			},
 		},
-		Reporter: Reporter{"dmarc-noreply@xn--bcher-kva.example", []string{"/usr/lib/sendmail"}, "rfc7489", "/srv/outbox"},
-		DKIM:     DKIM{"example.org", "a.b", "/etc/key.pem"},
-		Metrics:  Metrics{Listen{"tcp", "[::1]:9184"}, Listen{"tcp", "[::1]:9185"}},
+		Reporter: Reporter{
+			From:              "dmarc@xn--bcher-kva.example",
+			Sendmail:          []string{"/usr/lib/sendmail"},
+			Format:            "rfc7489",
+			LegacyDomains:     Domains{"old.example", ".xn--bcher-kva.example"},
+			Outbox:            "/srv/outbox",
+			MinInterval:       6 * time.Hour,
+			Keep:              48 * time.Hour,
+			MaxRecipients:     64,
+			MaxReportSize:     100_000,
+			TLSFailuresOnly:   true,
+			HTTPSUnverified:   true,
+			AllowNetworks:     []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
+			MaxReportsPerRun:  1,
+			ExcludeDomains:    Domains{".quiet.example"},
+			OnlyDomains:       Domains{"loud.example"},
+			ExcludeRecipients: Domains{"Box@rua.example", `"a b"@rua.example`, ".big.example"},
+			BounceMaildir:     "/srv/bounces",
+			BounceDelimiter:   "-=",
+			Textfile:          "/srv/ruapost.prom",
+
+			MaxPerDestinationDomain: 2,
+		},
+		DKIM:    DKIM{"example.org", "a.b", "/etc/key.pem"},
+		Metrics: Metrics{Listen{"tcp", "[::1]:9184"}, Listen{"tcp", "[::1]:9185"}},
 	}
 	if diff := cmp.Diff(want, got, byValue); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
@@ -174,6 +228,62 @@ func TestNumericSelector(t *testing.T) {
 	c, err := parse("f.toml", "[dkim]\ndomain = 'example.org'\nselector = '20261122'\nkey_file = '/k'\n", testHost)
 	if err != nil || c.DKIM.Selector != "20261122" {
 		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+// A value may be written in several ways, and true says what is the default.
+func TestReporterForms(t *testing.T) {
+	for _, tt := range []struct {
+		line string
+		want func(r *Reporter)
+	}{
+		{`min_interval = "1h"`, func(r *Reporter) { r.MinInterval = time.Hour }},
+		{`min_interval = "720m"`, func(r *Reporter) { r.MinInterval = 12 * time.Hour }},
+		{`min_interval = "1d"`, func(*Reporter) {}},
+		{`keep = "168h"`, func(*Reporter) {}},
+		{`keep = "1d"`, func(r *Reporter) { r.Keep = 24 * time.Hour }},
+		{`keep = "30d"`, func(r *Reporter) { r.Keep = 720 * time.Hour }},
+		{`spread = "50m"`, func(r *Reporter) { r.Spread = 50 * time.Minute }},
+		{`max_recipients = 1`, func(r *Reporter) { r.MaxRecipients = 1 }},
+		{`max_report_size = "10MB"`, func(*Reporter) {}},
+		{`max_report_size = "10000KB"`, func(*Reporter) {}},
+		{`max_report_size = 100_000_000`, func(r *Reporter) { r.MaxReportSize = 100_000_000 }},
+		{`tls_success_only = true`, func(*Reporter) {}},
+		{`https_verify = true`, func(*Reporter) {}},
+		{`max_reports_per_run = 1_000_000_000`, func(r *Reporter) { r.MaxReportsPerRun = 1_000_000_000 }},
+		{`bounce_delimiter = "++"`, func(r *Reporter) { r.BounceDelimiter = "++" }},
+		{`bounce_maildir = "/b"`, func(r *Reporter) { r.BounceMaildir = "/b" }}, // 64 octets with reports@
+	} {
+		t.Run(tt.line, func(t *testing.T) {
+			c, err := parse("f.toml", "[reporter]\n"+tt.line+"\n", testHost)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := defaults()
+			want.derive(testHost)
+			tt.want(&want.Reporter)
+			if diff := cmp.Diff(want, c, byValue); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestDomainsHas(t *testing.T) {
+	list := Domains{"a.example", ".b.example", "Box@c.example", ".example.org"}
+	for name, want := range map[string]bool{
+		"a.example": true, "x@a.example": true, `"x@y"@a.example`: true,
+		"sub.a.example": false, "xa.example": false,
+		"b.example": false, "x.b.example": true, "x.y.b.example": true, "r@x.b.example": true, "xb.example": false,
+		"Box@c.example": true, "box@c.example": true, "other@c.example": false, "c.example": false,
+		`"x@a.example"@d.example`: false, "": false,
+	} {
+		if got := list.Has(name); got != want {
+			t.Errorf("Has(%q) = %v", name, got)
+		}
+	}
+	if Domains(nil).Has("a.example") {
+		t.Error("an empty list has a domain")
 	}
 }
 
@@ -209,7 +319,7 @@ func TestErrors(t *testing.T) {
 		},
 		{"unknown key of a section", "\n[dkim]\n\nkey = \"x\"\n", `f.toml:4: dkim.key: unknown key; expected one of domain, key_file, selector`},
 		{"keys match their case", "[dkim]\nDomain = \"x\"\n", `f.toml:2: dkim.Domain: unknown key; expected one of domain, key_file, selector`},
-		{"not built yet", "[reporter]\nmin_interval = \"1h\"\n", `f.toml:2: reporter.min_interval: unknown key; expected one of format, from, outbox, sendmail`},
+		{"key of another section", "[store]\nkeep = \"7d\"\n", `f.toml:2: store.keep: unknown key; expected one of path, record_timeout`},
 		{"section that is none", "milter = \"x\"\n", `f.toml:1: milter: not a section; expected a line [milter] and its keys below`},
 		{"section that is a list", "[[milter]]\n", `f.toml:1: milter: not a section; expected a line [milter] and its keys below`},
 		{"table for a value", "[store.path]\nx = 1\n", `f.toml:1: store.path: a table; expected an absolute path`},
@@ -318,6 +428,52 @@ func TestErrors(t *testing.T) {
 			`f.toml:2: reporter.sendmail: empty; expected a list of strings: the absolute path of a program, and its arguments`,
 		},
 		{"format", "[reporter]\nformat = \"rfc9989\"\n", `f.toml:2: reporter.format: "rfc9989": not supported; expected "rfc9990" or "rfc7489"`},
+
+		{"interval that does not divide a day", "[reporter]\nmin_interval = \"5h\"\n", `f.toml:2: reporter.min_interval: "5h": not supported; expected "1h", "2h", "3h", "4h", "6h", "8h", "12h" or "24h"`},
+		{"interval of minutes", "[reporter]\nmin_interval = \"30m\"\n", `f.toml:2: reporter.min_interval: "30m": not supported; expected "1h", "2h", "3h", "4h", "6h", "8h", "12h" or "24h"`},
+		{"interval of hours and minutes", "[reporter]\nmin_interval = \"90m\"\n", `f.toml:2: reporter.min_interval: "90m": not supported; expected "1h", "2h", "3h", "4h", "6h", "8h", "12h" or "24h"`},
+		{"interval of days", "[reporter]\nmin_interval = \"2d\"\n", `f.toml:2: reporter.min_interval: "2d": not supported; expected "1h", "2h", "3h", "4h", "6h", "8h", "12h" or "24h"`},
+		{"no interval", "[reporter]\nmin_interval = \"0\"\n", `f.toml:2: reporter.min_interval: "0": not supported; expected "1h", "2h", "3h", "4h", "6h", "8h", "12h" or "24h"`},
+		{"interval as a number", "[reporter]\nmin_interval = 86400\n", `f.toml:2: reporter.min_interval: 86400 is a number; expected "1h", "2h", "3h", "4h", "6h", "8h", "12h" or "24h"`},
+		{"keep too short", "[reporter]\nkeep = \"12h\"\n", `f.toml:2: reporter.keep: "12h": out of bounds; expected a time from "1d" to "30d"`},
+		{"keep too long", "[reporter]\nkeep = \"31d\"\n", `f.toml:2: reporter.keep: "31d": out of bounds; expected a time from "1d" to "30d"`},
+		{"keep beyond all bounds", "[reporter]\nkeep = \"99999999999999999999d\"\n", `f.toml:2: reporter.keep: "99999999999999999999d": not a time; expected a time from "1d" to "30d"`},
+		{"keep for half days", "[reporter]\nkeep = \"1.5d\"\n", `f.toml:2: reporter.keep: "1.5d": not a time; expected a time from "1d" to "30d"`},
+		{"keep negative", "[reporter]\nkeep = \"-7d\"\n", `f.toml:2: reporter.keep: "-7d": not a time; expected a time from "1d" to "30d"`},
+		{"spread over the next run", "[reporter]\nspread = \"1h\"\n", `f.toml:2: reporter.spread: "1h": out of bounds; expected a time from "0s" to "50m"`},
+		{"no recipients", "[reporter]\nmax_recipients = 0\n", `f.toml:2: reporter.max_recipients: 0: out of bounds; expected a whole number from 1 to 64`},
+		{"many recipients", "[reporter]\nmax_recipients = 65\n", `f.toml:2: reporter.max_recipients: 65: out of bounds; expected a whole number from 1 to 64`},
+		{"number in quotes", "[reporter]\nmax_recipients = \"5\"\n", `f.toml:2: reporter.max_recipients: "5" is a string; expected a whole number from 1 to 64`},
+		{"number with a fraction", "[reporter]\nmax_recipients = 5.5\n", `f.toml:2: reporter.max_recipients: 5.5 is a number; expected a whole number from 1 to 64`},
+		{"negative number", "[reporter]\nmax_reports_per_day = -1\n", `f.toml:2: reporter.max_reports_per_day: -1: out of bounds; expected a whole number from 1 to 1000000000, or 0 for no bound`},
+		{"number that no int of 32 bits holds", "[reporter]\nmax_per_destination_domain = 4294967297\n", `f.toml:2: reporter.max_per_destination_domain: 4294967297: out of bounds; expected a whole number from 1 to 1000000000, or 0 for no bound`},
+		{"boolean for a number", "[reporter]\nmax_reports_per_run = false\n", `f.toml:2: reporter.max_reports_per_run: false is a boolean; expected a whole number from 1 to 1000000000, or 0 for no bound`},
+		{"boolean in quotes", "[reporter]\ntls_success_only = \"true\"\n", `f.toml:2: reporter.tls_success_only: "true" is a string; expected true or false, without quotes`},
+		{"number for a boolean", "[reporter]\nhttps_verify = 0\n", `f.toml:2: reporter.https_verify: 0 is a number; expected true or false, without quotes`},
+		{"size too small", "[reporter]\nmax_report_size = \"99KB\"\n", `f.toml:2: reporter.max_report_size: "99KB": out of bounds; expected a size from "100KB" to "100MB", or as many octets`},
+		{"size too large", "[reporter]\nmax_report_size = 100_000_001\n", `f.toml:2: reporter.max_report_size: 100000001: out of bounds; expected a size from "100KB" to "100MB", or as many octets`},
+		{"size beyond all bounds", "[reporter]\nmax_report_size = \"18446744073709551615MB\"\n", `f.toml:2: reporter.max_report_size: "18446744073709551615MB": not a number with KB or MB behind it; expected a size from "100KB" to "100MB", or as many octets`},
+		{"size with another unit", "[reporter]\nmax_report_size = \"10MiB\"\n", `f.toml:2: reporter.max_report_size: "10MiB": not a number with KB or MB behind it; expected a size from "100KB" to "100MB", or as many octets`},
+		{"size as a boolean", "[reporter]\nmax_report_size = true\n", `f.toml:2: reporter.max_report_size: true is a boolean; expected a size from "100KB" to "100MB", or as many octets`},
+		{"recipient as a URI", "[reporter]\nexclude_recipients = [\"mailto:a@b.example\"]\n", `f.toml:2: reporter.exclude_recipients: "mailto:a@b.example": not a mail address: no "@" after the local part; expected a list of mail addresses, or domains such as "example.org", or ".example.org" for all names below it`},
+		{"recipients below a dot", "[reporter]\nonly_domains = [\".\"]\n", `f.toml:2: reporter.only_domains: not a domain name: empty: ""; expected a list of domains such as "example.org", or ".example.org" for all names below it`},
+		{"one domain without a list", "[reporter]\nlegacy_domains = \"a.example\"\n", `f.toml:2: reporter.legacy_domains: "a.example" is a string; expected a list of domains such as "example.org", or ".example.org" for all names below it`},
+		{"delimiter of letters", "[reporter]\nbounce_delimiter = \"+x\"\n", `f.toml:2: reporter.bounce_delimiter: "+x": not a delimiter; expected characters such as "+" or "="`},
+		{"delimiter that is no atext", "[reporter]\nbounce_delimiter = \".\"\n", `f.toml:2: reporter.bounce_delimiter: ".": not a delimiter; expected characters such as "+" or "="`},
+		{"no delimiter", "[reporter]\nbounce_delimiter = \"\"\n", `f.toml:2: reporter.bounce_delimiter: empty; expected characters such as "+" or "="`},
+		{
+			"no room for bounces", "[reporter]\nbounce_maildir = \"/b\"\nfrom = \"dmarc-rua@example.org\"\n",
+			`f.toml:2: reporter.bounce_maildir: no room in dmarc-rua@example.org for bounce_delimiter and the 56 characters that mark a bounce: it would have 66 octets before the "@" and 78 in all, and mail takes 64 and 254; expected a shorter from or bounce_delimiter`,
+		},
+		{
+			"no room for bounces to the default", "[reporter]\nbounce_maildir = \"/b\"\nbounce_delimiter = \"++\"\n",
+			`f.toml:2: reporter.bounce_maildir: no room in reports@example.org for bounce_delimiter and the 56 characters that mark a bounce: it would have 65 octets before the "@" and 77 in all, and mail takes 64 and 254; expected a shorter from or bounce_delimiter`,
+		},
+		{
+			"no room for bounces to a long domain", "[reporter]\nbounce_maildir = \"/b\"\nfrom = \"r@" + strings.Repeat("a2345678.", 22) + "example\"\n",
+			"f.toml:2: reporter.bounce_maildir: no room in r@" + strings.Repeat("a2345678.", 22) + `example for bounce_delimiter and the 56 characters that mark a bounce: it would have 58 octets before the "@" and 264 in all, and mail takes 64 and 254; expected a shorter from or bounce_delimiter`,
+		},
+		{"bounces to a relative path", "[reporter]\nbounce_maildir = \"Maildir\"\n", `f.toml:2: reporter.bounce_maildir: "Maildir": not an absolute path; expected an absolute path, or "" for none`},
 
 		{
 			"half of dkim", "[dkim]\ndomain = \"\"\nselector = \"s\"\nkey_file = \"/k\"\n",

@@ -10,11 +10,12 @@ import (
 type Domains []string
 
 // Has tells whether the list has name, a domain or a mail address. An address is also
-// in the list if its domain is.
+// in the list if its domain is. Whether its local part is in upper or lower case makes no
+// difference.
 func (d Domains) Has(name string) bool {
 	domain := name[strings.LastIndexByte(name, '@')+1:]
 	for _, entry := range d {
-		if entry == name || entry == domain || strings.HasPrefix(entry, ".") && strings.HasSuffix(domain, entry) {
+		if strings.EqualFold(entry, name) || entry == domain || strings.HasPrefix(entry, ".") && strings.HasSuffix(domain, entry) {
 			return true
 		}
 	}

@@ -29,7 +29,21 @@ const (
 	maxBudget = 40 * time.Second
 )
 
-const networks = `networks such as "192.0.2.0/24" or "2001:db8::/32"`
+// Bounds of the keys of [reporter].
+const (
+	minKeep       = 24 * time.Hour
+	maxKeep       = 30 * 24 * time.Hour
+	maxSpread     = 50 * time.Minute // the next run may begin after an hour
+	maxRecipients = 64
+	minReportSize = 100_000     // octets
+	maxReportSize = 100_000_000 // octets
+	maxMails      = 1_000_000_000
+)
+
+const (
+	networks      = `networks such as "192.0.2.0/24" or "2001:db8::/32"`
+	domainOrBelow = `domains such as "example.org", or ".example.org" for all names below it`
+)
 
 // setter puts a value from the file into a Config. Its error says what is wrong
 // and what was expected.
@@ -40,6 +54,7 @@ func (c *Config) keys() map[string]setter {
 	const (
 		aDomain = `a domain name such as "example.org"`
 		aFile   = `an absolute path`
+		mails   = `a whole number from 1 to 1000000000, or 0 for no bound`
 		sockets = `sockets such as "unix:/run/ruapost/x.sock" or "tcp:127.0.0.1:8890"`
 	)
 	return map[string]setter{
@@ -79,6 +94,28 @@ func (c *Config) keys() map[string]setter {
 		"reporter.sendmail": command(&c.Reporter.Sendmail),
 		"reporter.format":   one(&c.Reporter.Format, `"rfc9990" or "rfc7489"`, word("rfc9990", "rfc7489")),
 		"reporter.outbox":   one(&c.Reporter.Outbox, aFile, parsePath),
+
+		"reporter.legacy_domains":     list(&c.Reporter.LegacyDomains, 0, domainOrBelow, parseDomainOrBelow),
+		"reporter.exclude_domains":    list(&c.Reporter.ExcludeDomains, 0, domainOrBelow, parseDomainOrBelow),
+		"reporter.only_domains":       list(&c.Reporter.OnlyDomains, 0, domainOrBelow, parseDomainOrBelow),
+		"reporter.exclude_recipients": list(&c.Reporter.ExcludeRecipients, 0, `mail addresses, or `+domainOrBelow, parseRecipient),
+
+		"reporter.min_interval":     one(&c.Reporter.MinInterval, `"1h", "2h", "3h", "4h", "6h", "8h", "12h" or "24h"`, parseInterval),
+		"reporter.keep":             one(&c.Reporter.Keep, `a time from "1d" to "30d"`, timeBetween(minKeep, maxKeep)),
+		"reporter.spread":           one(&c.Reporter.Spread, `a time from "0s" to "50m"`, timeBetween(0, maxSpread)),
+		"reporter.max_recipients":   number(&c.Reporter.MaxRecipients, "a whole number from 1 to 64", 1, maxRecipients),
+		"reporter.max_report_size":  size(&c.Reporter.MaxReportSize, `a size from "100KB" to "100MB", or as many octets`, minReportSize, maxReportSize),
+		"reporter.tls_success_only": boolean(&c.Reporter.TLSFailuresOnly, false),
+		"reporter.https_verify":     boolean(&c.Reporter.HTTPSUnverified, false),
+		"reporter.allow_networks":   list(&c.Reporter.AllowNetworks, 0, networks, parseNetwork),
+
+		"reporter.max_reports_per_run":        number(&c.Reporter.MaxReportsPerRun, mails, 0, maxMails),
+		"reporter.max_reports_per_day":        number(&c.Reporter.MaxReportsPerDay, mails, 0, maxMails),
+		"reporter.max_per_destination_domain": number(&c.Reporter.MaxPerDestinationDomain, mails, 0, maxMails),
+
+		"reporter.bounce_maildir":   one(&c.Reporter.BounceMaildir, aFile+`, or "" for none`, optional(parsePath)),
+		"reporter.bounce_delimiter": one(&c.Reporter.BounceDelimiter, `characters such as "+" or "="`, parseDelimiter),
+		"reporter.textfile":         one(&c.Reporter.Textfile, aFile+`, or "" for none`, optional(parsePath)),
 
 		"dkim.domain":   one(&c.DKIM.Domain, aDomain+`, or "" for none`, optional(ruapost.ParseDomain)),
 		"dkim.selector": one(&c.DKIM.Selector, `a selector such as "mail2026", or "" for none`, optional(ruapost.ParseSelector)),
@@ -137,7 +174,7 @@ func one[T any](to *T, expected string, parse func(string) (T, error)) setter {
 }
 
 // list is the setter of a key that takes a list of strings, at least so many.
-func list[T any](to *[]T, atLeast int, expected string, parse func(string) (T, error)) setter {
+func list[S ~[]T, T any](to *S, atLeast int, expected string, parse func(string) (T, error)) setter {
 	expected = "a list of " + expected
 	return func(value any) error {
 		values, ok := value.([]any)
@@ -147,7 +184,7 @@ func list[T any](to *[]T, atLeast int, expected string, parse func(string) (T, e
 		if len(values) < atLeast {
 			return fmt.Errorf("empty list; expected %s", expected)
 		}
-		var vs []T
+		var vs S
 		for _, value := range values {
 			v, err := parseString(value, parse)
 			if err != nil {
@@ -156,6 +193,50 @@ func list[T any](to *[]T, atLeast int, expected string, parse func(string) (T, e
 			vs = append(vs, v)
 		}
 		*to = vs
+		return nil
+	}
+}
+
+// number is the setter of a key that takes an integer within these bounds.
+func number[T ~int | ~int64](to *T, expected string, least, most T) setter {
+	return func(value any) error {
+		n, ok := value.(int64)
+		if !ok {
+			return fmt.Errorf("%s; expected %s", describe(value), expected)
+		}
+		if n < int64(least) || int64(most) < n {
+			return fmt.Errorf("%d: out of bounds; expected %s", n, expected)
+		}
+		*to = T(n)
+		return nil
+	}
+}
+
+// size is the setter of a key that takes octets: a number, or a string with a unit.
+func size(to *int64, expected string, least, most int64) setter {
+	octets := number(to, expected, least, most)
+	return func(value any) error {
+		if _, ok := value.(string); !ok {
+			return octets(value)
+		}
+		n, err := parseString(value, sizeBetween(least, most))
+		if err != nil {
+			return fmt.Errorf("%w; expected %s", err, expected)
+		}
+		*to = n
+		return nil
+	}
+}
+
+// boolean is the setter of a key that takes true or false. It sets to if the value is
+// the one given here.
+func boolean(to *bool, set bool) setter {
+	return func(value any) error {
+		v, ok := value.(bool)
+		if !ok {
+			return fmt.Errorf("%s; expected true or false, without quotes", describe(value))
+		}
+		*to = v == set
 		return nil
 	}
 }
@@ -235,14 +316,61 @@ func parseName(s string) (string, error) {
 // timeBetween accepts a time within these bounds.
 func timeBetween(least, most time.Duration) func(string) (time.Duration, error) {
 	return func(s string) (time.Duration, error) {
-		d, err := time.ParseDuration(s)
+		d, err := parseTime(s)
 		if err != nil {
-			return 0, errors.New("not a time")
+			return 0, err
 		}
 		if d < least || most < d {
 			return 0, errors.New("out of bounds")
 		}
 		return d, nil
+	}
+}
+
+// parseTime accepts a time such as "1h30m", or whole days such as "7d".
+func parseTime(s string) (time.Duration, error) {
+	if n, ok := strings.CutSuffix(s, "d"); ok {
+		// 16 bits are 179 years.
+		days, err := strconv.ParseUint(n, 10, 16)
+		if err != nil {
+			return 0, errors.New("not a time")
+		}
+		return time.Duration(days) * 24 * time.Hour, nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return 0, errors.New("not a time")
+	}
+	return d, nil
+}
+
+// parseInterval accepts a number of hours that divides a day.
+func parseInterval(s string) (time.Duration, error) {
+	d, err := parseTime(s)
+	if err == nil && (d < time.Hour || d%time.Hour != 0 || (24*time.Hour)%d != 0) {
+		err = errors.New("not supported")
+	}
+	return d, err
+}
+
+// sizeBetween accepts a size such as "10MB" within these bounds; the units are powers
+// of 1000.
+func sizeBetween(least, most int64) func(string) (int64, error) {
+	return func(s string) (int64, error) {
+		unit := int64(1_000)
+		digits, ok := strings.CutSuffix(s, "KB")
+		if !ok {
+			unit = 1_000_000
+			digits, ok = strings.CutSuffix(s, "MB")
+		}
+		n, err := strconv.ParseUint(digits, 10, 32)
+		if !ok || err != nil {
+			return 0, errors.New("not a number with KB or MB behind it")
+		}
+		if size := int64(n) * unit; least <= size && size <= most {
+			return size, nil
+		}
+		return 0, errors.New("out of bounds")
 	}
 }
 
@@ -350,6 +478,23 @@ func parseAddress(s string) (string, error) {
 		return "", errors.New("local part is not ASCII")
 	}
 	return address, nil
+}
+
+// parseRecipient accepts a mail address, or a domain as parseDomainOrBelow does.
+func parseRecipient(s string) (string, error) {
+	if strings.Contains(s, "@") {
+		return mailtouri.ParseAddress(s)
+	}
+	return parseDomainOrBelow(s)
+}
+
+// parseDelimiter accepts what can stand unquoted in a local part (RFC 5322 3.2.3, atext)
+// and is no letter or digit, as the token behind it is made of those.
+func parseDelimiter(s string) (string, error) {
+	if s == "" || strings.Trim(s, "!#$%&'*+-/=?^_`{|}~") != "" {
+		return "", errors.New("not a delimiter")
+	}
+	return s, nil
 }
 
 // parseArgument accepts what can be an argument of a program.

@@ -73,7 +73,7 @@ func parseTLSOverride(table map[string]any) (TLSOverride, error) {
 	var ignore []string
 	var report bool
 	err := setTable(table, map[string]setter{
-		"domain": oneOrMore(&o.Domains, `domains such as "example.org", or ".example.org" for all names below it`, parseDomainOrBelow),
+		"domain": oneOrMore(&o.Domains, domainOrBelow, parseDomainOrBelow),
 		"level": one(&o.Level, `"none", "may", "encrypt", "dane", "dane-only" or "secure"`,
 			word("none", "may", "encrypt", "dane", "dane-only", "secure")),
 		"ignore": oneOrMore(&ignore, `"sts", "dane" or both`, word("sts", "dane")),

@@ -130,6 +130,22 @@ func ParseRecord(txt string) (*Record, error) {
 	return rec, nil
 }
 
+// Window returns the length of the record's report windows if none is to be shorter than
+// least: the interval it asks for (RFC 7489 6.3, ri), rounded up to hours that divide a
+// day. A day is the longest, and what a record gets that asks for none, or for 0.
+func (r *Record) Window(least time.Duration) time.Duration {
+	const day = 24 * time.Hour
+	if r.Interval == 0 {
+		return day
+	}
+	for _, hours := range []time.Duration{1, 2, 3, 4, 6, 8, 12} {
+		if length := hours * time.Hour; length >= max(r.Interval, least) {
+			return length
+		}
+	}
+	return day
+}
+
 // parseTag takes a "name = value" apart (RFC 9989 4.8, dmarc-tag) and returns
 // the name in lower case. The value is the tag's own matter.
 func parseTag(tag string) (name, value string, err error) {

@@ -312,3 +312,51 @@ func BenchmarkParseRecord(b *testing.B) {
 		}
 	}
 }
+
+// RFC 7489 6.3: ri is in seconds, a day by default, and what is between is for the
+// reporter to choose: windows here are hours that divide a day.
+func TestRecordWindow(t *testing.T) {
+	const hour, day = time.Hour, 24 * time.Hour
+	for _, tt := range []struct {
+		tag         string
+		least, want time.Duration
+	}{
+		{"", hour, day},
+		{"ri=86400", hour, day},
+		{"ri=3600", hour, hour},
+		{"ri=3601", hour, 2 * hour},
+		{"ri=7200", hour, 2 * hour},
+		{"ri=10800", hour, 3 * hour},
+		{"ri=14400", hour, 4 * hour},
+		{"ri=18000", hour, 6 * hour}, // 5 hours divide no day
+		{"ri=21600", hour, 6 * hour},
+		{"ri=25200", hour, 8 * hour},
+		{"ri=28800", hour, 8 * hour},
+		{"ri=28801", hour, 12 * hour},
+		{"ri=43200", hour, 12 * hour},
+		{"ri=43201", hour, day},
+		{"ri=60", hour, hour},
+		{"ri=1", 4 * hour, 4 * hour},
+		{"ri=3600", 6 * hour, 6 * hour},
+		{"ri=43200", 6 * hour, 12 * hour},
+		{"ri=3600", day, day},
+		{"", 6 * hour, day},
+		{"ri=86401", hour, day},
+		{"ri=604800", hour, day},
+		{"ri=4294967295", hour, day},
+		{"ri=4294967296", hour, day}, // no number of 32 bits
+		{"ri=0", hour, day},
+		{"ri=-3600", hour, day},
+		{"ri=1h", hour, day},
+		{"ri=", hour, day},
+		{"ri=3600; ri=7200", hour, hour},
+	} {
+		rec, err := ParseRecord("v=DMARC1; p=none; " + tt.tag)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := rec.Window(tt.least); got != tt.want {
+			t.Errorf("%q, at least %v: %v, want %v", tt.tag, tt.least, got, tt.want)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	mdns "github.com/miekg/dns"
 
 	"ruapost"
+	"ruapost/bboltstore"
 	"ruapost/dmarc"
 )
 
@@ -366,6 +368,58 @@ func TestForgedQuarantine(t *testing.T) {
 	}
 	if !slices.Equal(removed, []uint32{2, 1}) {
 		t.Errorf("removed %v", removed)
+	}
+}
+
+// RFC 7489 6.3: a domain gets as many reports a day as it asks for by ri, if as many are
+// made; what it asks for and the configuration count as they are with each message.
+func TestInterval(t *testing.T) {
+	r := newRig(t)
+	store, err := bboltstore.Open(filepath.Join(t.TempDir(), "store.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	r.svc.Recorder = both{r, store}
+	r.svc.Now = func() time.Time { return time.Date(2026, 3, 1, 13, 30, 0, 0, time.UTC) }
+	s := r.connect("192.0.2.1", "mail.example.com")
+	const hour = time.Hour
+	for i, tt := range []struct {
+		tag        string
+		least      time.Duration
+		want       time.Duration
+		start, end int // hours of the day
+	}{
+		{"", 0, 24 * hour, 0, 24},
+		{"; ri=3600", 0, 24 * hour, 0, 24},
+		{"; ri=3600", 24 * hour, 24 * hour, 0, 24},
+		{"", hour, 24 * hour, 0, 24},
+		{"; ri=86400", hour, 24 * hour, 0, 24},
+		{"; ri=3600", hour, hour, 13, 14},
+		{"; ri=10801", hour, 4 * hour, 12, 16},
+		{"; ri=3600", 6 * hour, 6 * hour, 12, 18},
+		{"; ri=36000", 6 * hour, 12 * hour, 12, 24},
+	} {
+		domain := fmt.Sprintf("d%d.example", i)
+		r.dns.Add(`_dmarc.` + domain + `. 300 IN TXT "v=DMARC1; p=none; rua=mailto:dmarc@` + domain + tt.tag + `"`)
+		cfg := r.svc.Config
+		cfg.MinInterval = tt.least
+		r.svc.Reload(cfg)
+		s.transmit("x@y.example", bob, sample("a@"+domain))
+		s.finish()
+		if got := r.take(); len(got) != 1 || got[0].Interval != tt.want {
+			t.Errorf("%q, at least %v: %+v", tt.tag, tt.least, got)
+		}
+		groups, err := store.Groups(t.Context(), r.svc.Now().Add(24*hour))
+		if err != nil {
+			t.Fatal(err)
+		}
+		midnight := ruapost.Day(r.svc.Now()).Start
+		want := ruapost.Window{Start: midnight.Add(time.Duration(tt.start) * hour), End: midnight.Add(time.Duration(tt.end) * hour)}
+		found := slices.ContainsFunc(groups, func(g ruapost.Group) bool { return g.Domain == domain && g.Window == want })
+		if len(groups) != i+1 || !found {
+			t.Errorf("%q, at least %v: want %v in %+v", tt.tag, tt.least, want, groups)
+		}
 	}
 }
 

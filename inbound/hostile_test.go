@@ -406,8 +406,21 @@ func TestReportsAreOptional(t *testing.T) {
 		subject string
 		want    bool
 	}{
-		"DMARC report":              {bob, "Report Domain: example.com Submitter: example.org Report-ID: <1>", true},
-		"folded, any case":          {bob, "\r\n report\r\n\tdomain: example.com", true},
+		"DMARC report":     {bob, "Report Domain: example.com Submitter: example.org Report-ID: <1>", true},
+		"folded, any case": {bob, "\r\n report\r\n\tdomain: example.com", true},
+		// What the large ones write, whatever the RFCs say.
+		"Google":                    {bob, "Report domain: example.com Submitter: google.com Report-ID: 123", true},
+		"Microsoft":                 {bob, "[Preview] Report Domain: example.com Submitter: protection.outlook.com Report-ID: 1", true},
+		"Microsoft, RFC 2047":       {bob, "=?utf-8?B?W1ByZXZpZXddIFJlcG9ydCBE?=\r\n =?utf-8?B?b21haW46IGV4YW1wbGUuY29t?=", true},
+		"RFC 2047, Q":               {bob, "=?us-ascii?Q?Report_Domain:_example.com?=", true},
+		"Amazon SES":                {bob, "Dmarc Aggregate Report Domain: {example.com}  Submitter:\r\n {Amazon SES}  Date: {2026-11-23}", true},
+		"home-made":                 {bob, "DMARC report for example.com", true},
+		"failure report":            {bob, "DMARC Forensic Report for example.com from IP 192.0.2.1", true},
+		"of DMARC reporting":        {bob, "DMARC reporting: when?", false},
+		"long":                      {bob, "=?utf-8?Q?Report_Domain:?= " + strings.Repeat("=?utf-8?Q?", 50_000), true},
+		"mail.ru":                   {bob, "Report Domain: example.com; Submitter: Mail.Ru; Report-ID: 1", true},
+		"RFC 2047, broken":          {bob, "=?utf-8?B?W1ByZXZ?= =?x?Report Domain:", false},
+		"another tag":               {bob, "[users] My report domain: example.com", false},
 		"to the report address":     {[]string{"reports@receiver.example"}, "Bounce", true},
 		"to its extension":          {[]string{"reports+0123@receiver.example"}, "Bounce", true},
 		"to others as well":         {[]string{bob[0], "reports@receiver.example"}, "Hello", true},

@@ -119,6 +119,9 @@ type Config struct {
 	// ReportUnknown makes failing mail of domains that are not known to exchange mail
 	// with this system cause reports, too.
 	ReportUnknown bool
+	// MinInterval is the shortest window of a domain's reports; domains may ask for one
+	// from there to a day (RFC 7489 6.3, ri). 0 is a day.
+	MinInterval time.Duration
 	// ReportAddress is where our own reports come from. Mail to it causes no report.
 	// Empty if there is none.
 	ReportAddress string
@@ -135,6 +138,11 @@ type Config struct {
 
 // halfBudget is what a message may wait for DNS at a time.
 func (c *Config) halfBudget() time.Duration { return cmp.Or(c.Budget, DefaultBudget) / 2 }
+
+// window is the length of the windows that messages under a record are reported in.
+func (c *Config) window(record *dmarc.Record) time.Duration {
+	return record.Window(cmp.Or(c.MinInterval, 24*time.Hour))
+}
 
 // Service judges the messages of any number of milter connections.
 type Service struct {

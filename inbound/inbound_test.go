@@ -257,6 +257,7 @@ func TestAlignedDKIM(t *testing.T) {
 		t.Fatalf("%d evaluations", len(got))
 	}
 	wantEval := ruapost.Evaluation{
+		Interval: 24 * time.Hour,
 		Policy: ruapost.DMARCPolicy{
 			Domain: "example.com", P: "reject", ADKIM: "r", ASPF: "r", FO: "0", Percent: 100, Discovery: "treewalk",
 		},

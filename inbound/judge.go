@@ -157,6 +157,7 @@ func (j *judgement) evaluation() *ruapost.Evaluation {
 	}
 	return &ruapost.Evaluation{
 		Time:                 j.when,
+		Interval:             j.msg.config.window(j.policy.Record),
 		Policy:               j.policy.Published,
 		Optional:             j.msg.aboutReports(),
 		OrganizationalDomain: j.verdict.OrganizationalDomain,

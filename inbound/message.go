@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"mime"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -189,19 +191,35 @@ func (m *message) aboutReports() bool {
 	if m.toReports {
 		return true
 	}
-	const prefix = "Report Domain:" // RFC 9990 3.5.2, RFC 8460 5.3
 	for _, f := range m.header {
 		switch {
 		case f.is("TLS-Report-Domain"): // RFC 8460 5.3
 			return true
-		case f.is("Subject"):
-			subject := strings.Join(strings.Fields(f.value), " ")
-			if len(subject) >= len(prefix) && strings.EqualFold(subject[:len(prefix)], prefix) {
-				return true
-			}
+		case f.is("Subject") && reportSubject.MatchString(decoded(f.value)):
+			return true
 		}
 	}
 	return false
+}
+
+// reportSubject is how the subjects of DMARC and TLS reports begin (RFC 9990 3.5.2,
+// RFC 8460 5.3), and what others write: Microsoft "[Preview] Report Domain:", Amazon SES
+// "Dmarc Aggregate Report Domain:", and some just "DMARC report".
+var reportSubject = regexp.MustCompile(`(?i)^\s*(\[[^\]]*\]\s*)?(report\s+domain\s*:|dmarc\s+((aggregate|failure|forensic)\s+)?report\b)`)
+
+// maxSubject is how much of a subject is looked at, in octets: decoding takes time that
+// grows with the square of it.
+const maxSubject = 500
+
+// decoded returns the beginning of a header value with its encoded words (RFC 2047) put
+// into UTF-8, or as it is if they cannot be.
+func decoded(value string) string {
+	value = value[:min(len(value), maxSubject)]
+	text, err := new(mime.WordDecoder).DecodeHeader(value)
+	if err != nil {
+		return value
+	}
+	return text
 }
 
 // listIDs returns the list identifiers of the message in lower case, without what

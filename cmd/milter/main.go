@@ -81,6 +81,7 @@ func inboundConfig(cfg *config.Config) (c inbound.Config, err error) {
 		MarkQuarantine:     m.Quarantine == "header",
 		DeferTemperror:     m.DeferTemperror,
 		ReportUnknown:      m.ReportUnknown,
+		MinInterval:        cfg.Reporter.MinInterval,
 		ReportAddress:      cfg.Reporter.From,
 		Budget:             m.Budget,
 		RecordTimeout:      cfg.Store.RecordTimeout,
