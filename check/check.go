@@ -1,18 +1,22 @@
-// Package check looks at a host as an administrator would who sets up
-// ruapost-tlspolicy beside Postfix: at Postfix's settings, at the sockets between the
-// two and who may use them, at the DNS servers. For each fault it says how to mend it.
-// It changes nothing and does not open the store.
+// Package check looks at a host as an administrator would who sets up ruapost beside
+// Postfix. For ruapost-tlspolicy these are Postfix's settings, the sockets between the
+// two and who may use them, and the DNS servers (TLSPolicy); for ruapost-reporter it is
+// whether receivers take its reports: what the DNS says of the domain they come from, and
+// the key they are signed with (Reporter). For each fault it says how to mend it. It
+// changes nothing and does not open the store.
 package check
 
 import (
 	"context"
 	"crypto/x509"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
 	"ruapost"
 	"ruapost/config"
+	"ruapost/resolver"
 )
 
 const (
@@ -59,6 +63,11 @@ type Host struct {
 	// as in config.DNS: those of resolv.conf(5) if there are none. It returns when
 	// ctx ends, if not before. If Ask is nil no server is asked.
 	Ask func(ctx context.Context, servers []string) []Server
+	// Resolver answers what Reporter asks the DNS.
+	Resolver *resolver.Resolver
+	// Addresses are those that mail goes out from to the Internet; if there are none,
+	// those that the DNS has for the name of the host.
+	Addresses []netip.Addr
 }
 
 // Server is a DNS server that was asked for a name that is signed.

@@ -179,7 +179,7 @@ func TestUnprivileged(t *testing.T) {
 	w.mode(w.path("store"), 0o777)
 	w.write("store/ruapost.db", "")
 	w.mode(w.cfg.Store.Path, 0)
-	store = "fault: the store DIR/store/ruapost.db: user ... may not write to it"
+	store = "fault: DIR/store/ruapost.db: user ... may not write to it"
 	w.mode(w.sockets, 0)
 	defer w.mode(w.sockets, 0o755)
 	w.expect(look(), append(others, "warning: policy socket ... cannot see it ... as root", "warning: TLSRPT socket ... cannot see it", store)...)

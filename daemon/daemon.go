@@ -48,6 +48,10 @@ const (
 // ErrUsage is to be wrapped by errors about a program's arguments.
 var ErrUsage = errors.New("usage error")
 
+// ErrFound is to be returned by a command that looks for faults, and has found and
+// printed some: the program ends with exit status 1, and logs nothing.
+var ErrFound = errors.New("faults were found")
+
 // Run is what a daemon does until ctx ends. The configuration comes once more through
 // reloads whenever an administrator has changed it and sent SIGHUP; one with a mistake
 // does not come, and the old one stays in force.
@@ -108,7 +112,7 @@ func (p *program) reload(ctx context.Context, hangups <-chan os.Signal, reloads 
 
 // Command is Main for a program with arguments; run gets those that follow the
 // flags -config and -version. What usage says of them is printed by -help. The
-// exit status is also 2 when run's error wraps ErrUsage.
+// exit status is also 2 when run's error wraps ErrUsage; with ErrFound it is 1.
 func Command(name, usage string, run func(ctx context.Context, cfg *config.Config, args []string) error) {
 	p := &program{name: name, usage: usage, run: run}
 	p.exit()
@@ -165,6 +169,8 @@ func (p *program) main(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "%s: %v\n", p.name, err)
 		flags.Usage()
 		return exitUsage
+	case err == ErrFound: // not joined with or wrapped in an error that nobody has told of
+		return exitError
 	case err != nil:
 		slog.Error(p.name+" failed", "err", err)
 		return exitError

@@ -306,6 +306,7 @@ func TestExitStatus(t *testing.T) {
 	}{
 		{name: "good", args: []string{"-config", good}, ran: true},
 		{name: "run fails", args: []string{"-config", good}, err: errors.New("broken"), status: 1, ran: true, stderr: `level=ERROR msg="toy failed" err=broken`},
+		{name: "faults that are printed already", args: []string{"-config", good}, err: ErrFound, status: 1, ran: true},
 		{name: "usage", args: []string{"-config", good, "sned"}, err: fmt.Errorf("%w: no command sned", ErrUsage), status: 2, ran: true, stderr: "toy: usage error: no command sned\nusage: toy [-config FILE] [-check] [-version] COMMAND\n"},
 		{
 			name: "bad configuration", args: []string{"-config", bad}, status: 2,

@@ -40,9 +40,6 @@ var operands = map[string]string{
 	"check": "check",
 }
 
-// errFaults is the error of a check that has found and printed faults.
-var errFaults = errors.New("faults were found")
-
 // purgeTime is how long a running daemon takes to notice a purge.
 const purgeTime = "ten seconds"
 
@@ -175,7 +172,7 @@ func checkSetup(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 	if check.ExitStatus(findings) != 0 {
-		return errFaults
+		return daemon.ErrFound
 	}
 	return nil
 }

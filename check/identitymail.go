@@ -1,0 +1,70 @@
+package check
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// mailSettings asks postconf(1) for what matters to mail that goes out. It returns nil if
+// Postfix is not here: what takes the reports may be another program.
+func (s *sender) mailSettings(ctx context.Context) map[string]string {
+	ctx, cancel := context.WithTimeout(ctx, postconfLimit)
+	defer cancel()
+	program, err := findPostconf(s.host.Postconf)
+	if err != nil {
+		return nil
+	}
+	text, _, err := postconf(ctx, program, "-x", "myhostname", "recipient_delimiter", "relayhost")
+	if err != nil {
+		return nil
+	}
+	return assignments(text)
+}
+
+// checkSendmail looks for the program that takes the mails.
+func (s *sender) checkSendmail() {
+	program := s.cfg.Reporter.Sendmail[0]
+	if _, err := exec.LookPath(program); err != nil {
+		s.fault("See reporter.sendmail in ruapost.toml.", "no report can be sent: %v", err)
+		return
+	}
+	s.ok("reporter.sendmail: %s is there", program)
+}
+
+// checkBounces looks whether bounces of reports are noticed and can be filed.
+func (s *sender) checkBounces() {
+	maildir := s.cfg.Reporter.BounceMaildir
+	if maildir == "" {
+		s.warn("Set reporter.bounce_maildir in ruapost.toml.",
+			"bounces go to %s: nobody notices that an address for reports is dead, and it is mailed for ever", s.cfg.Reporter.From)
+		return
+	}
+	dir := maildir
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		dir = filepath.Dir(dir) // the first bounce makes it
+	}
+	s.checkFolder("the folder for bounces", dir, "dead addresses are not noticed",
+		filepath.Join(maildir, "cur"), filepath.Join(maildir, "new"), filepath.Join(maildir, "tmp"))
+	s.checkDelimiter()
+}
+
+// checkDelimiter looks whether Postfix finds the mailbox of an address with a token.
+func (s *sender) checkDelimiter() {
+	delimiter := s.cfg.Reporter.BounceDelimiter
+	settings := s.mail()
+	known, ok := settings["recipient_delimiter"]
+	switch {
+	case !ok:
+		s.warn("", "whether the mail server knows reporter.bounce_delimiter, %s, cannot be told: Postfix is not here", delimiter)
+	case !strings.Contains(known, delimiter[:1]): // postconf(5): each of its characters is one
+		s.fault(then("", "postconf -e "+quote("recipient_delimiter = "+known+delimiter[:1]), "postfix reload"),
+			"recipient_delimiter is %q, without reporter.bounce_delimiter, %s: bounces are refused", known, delimiter)
+	default:
+		s.ok("recipient_delimiter = %s", known)
+	}
+}
