@@ -16,9 +16,9 @@ import (
 	"time"
 
 	"ruapost"
+	"ruapost/bounce"
 	"ruapost/compose"
 	"ruapost/dmarc"
-	"ruapost/internal/mailtouri"
 )
 
 // DefaultPath is the file the programs read if not told otherwise.
@@ -377,22 +377,14 @@ func (m *Milter) check() (key string, err error) {
 	return "", nil
 }
 
-// bounceToken is the number of octets that stand behind BounceDelimiter in the envelope
-// sender of a report.
-const bounceToken = 56
-
 // check returns an error, and the key to tell it of, if there is no room for what makes
 // a bounce known by its address (RFC 5321 4.5.3.1).
 func (r *Reporter) check() (key string, err error) {
 	if r.BounceMaildir == "" {
 		return "", nil
 	}
-	at := strings.LastIndexByte(r.From, '@')
-	tail := r.BounceDelimiter + strings.Repeat("x", bounceToken)
-	if _, err := mailtouri.ParseAddress(r.From[:at] + tail + r.From[at:]); err != nil {
-		return "reporter.bounce_maildir", fmt.Errorf("no room in %s for bounce_delimiter and the %d characters that mark a bounce: it would have "+
-			`%d octets before the "@" and %d in all, and mail takes 64 and 254; expected a shorter from or bounce_delimiter`,
-			r.From, bounceToken, at+len(tail), len(r.From)+len(tail))
+	if _, err := bounce.Sender(nil, r.From, r.BounceDelimiter, strings.Repeat("0", 32), r.From); err != nil {
+		return "reporter.bounce_maildir", fmt.Errorf("%w; expected another from, or a shorter one", err)
 	}
 	return "", nil
 }

@@ -458,20 +458,16 @@ func TestErrors(t *testing.T) {
 		{"recipient as a URI", "[reporter]\nexclude_recipients = [\"mailto:a@b.example\"]\n", `f.toml:2: reporter.exclude_recipients: "mailto:a@b.example": not a mail address: no "@" after the local part; expected a list of mail addresses, or domains such as "example.org", or ".example.org" for all names below it`},
 		{"recipients below a dot", "[reporter]\nonly_domains = [\".\"]\n", `f.toml:2: reporter.only_domains: not a domain name: empty: ""; expected a list of domains such as "example.org", or ".example.org" for all names below it`},
 		{"one domain without a list", "[reporter]\nlegacy_domains = \"a.example\"\n", `f.toml:2: reporter.legacy_domains: "a.example" is a string; expected a list of domains such as "example.org", or ".example.org" for all names below it`},
-		{"delimiter of letters", "[reporter]\nbounce_delimiter = \"+x\"\n", `f.toml:2: reporter.bounce_delimiter: "+x": not a delimiter; expected characters such as "+" or "="`},
-		{"delimiter that is no atext", "[reporter]\nbounce_delimiter = \".\"\n", `f.toml:2: reporter.bounce_delimiter: ".": not a delimiter; expected characters such as "+" or "="`},
-		{"no delimiter", "[reporter]\nbounce_delimiter = \"\"\n", `f.toml:2: reporter.bounce_delimiter: empty; expected characters such as "+" or "="`},
+		{"delimiter of letters", "[reporter]\nbounce_delimiter = \"+x\"\n", `f.toml:2: reporter.bounce_delimiter: "+x": not a delimiter; expected one character such as "+" or "="`},
+		{"delimiter that is no atext", "[reporter]\nbounce_delimiter = \".\"\n", `f.toml:2: reporter.bounce_delimiter: ".": not a delimiter; expected one character such as "+" or "="`},
+		{"no delimiter", "[reporter]\nbounce_delimiter = \"\"\n", `f.toml:2: reporter.bounce_delimiter: empty; expected one character such as "+" or "="`},
 		{
-			"no room for bounces", "[reporter]\nbounce_maildir = \"/b\"\nfrom = \"dmarc-rua@example.org\"\n",
-			`f.toml:2: reporter.bounce_maildir: no room in dmarc-rua@example.org for bounce_delimiter and the 56 characters that mark a bounce: it would have 66 octets before the "@" and 78 in all, and mail takes 64 and 254; expected a shorter from or bounce_delimiter`,
+			"no room for bounces", "[reporter]\nbounce_maildir = \"/b\"\nfrom = \"dmarc-aggregate-reports@example.org\"\n",
+			`f.toml:2: reporter.bounce_maildir: bounce: "dmarc-aggregate-reports@example.org" has no room for "+" and the 44 characters of a token; expected another from, or a shorter one`,
 		},
 		{
-			"no room for bounces to the default", "[reporter]\nbounce_maildir = \"/b\"\nbounce_delimiter = \"++\"\n",
-			`f.toml:2: reporter.bounce_maildir: no room in reports@example.org for bounce_delimiter and the 56 characters that mark a bounce: it would have 65 octets before the "@" and 77 in all, and mail takes 64 and 254; expected a shorter from or bounce_delimiter`,
-		},
-		{
-			"no room for bounces to a long domain", "[reporter]\nbounce_maildir = \"/b\"\nfrom = \"r@" + strings.Repeat("a2345678.", 22) + "example\"\n",
-			"f.toml:2: reporter.bounce_maildir: no room in r@" + strings.Repeat("a2345678.", 22) + `example for bounce_delimiter and the 56 characters that mark a bounce: it would have 58 octets before the "@" and 264 in all, and mail takes 64 and 254; expected a shorter from or bounce_delimiter`,
+			"no room for bounces to a long domain", "[reporter]\nbounce_maildir = \"/b\"\nfrom = \"r@" + strings.Repeat("a2345678.", 24) + "example\"\n",
+			`f.toml:2: reporter.bounce_maildir: bounce: "r@` + strings.Repeat("a2345678.", 24) + `example" has no room for "+" and the 44 characters of a token; expected another from, or a shorter one`,
 		},
 		{"bounces to a relative path", "[reporter]\nbounce_maildir = \"Maildir\"\n", `f.toml:2: reporter.bounce_maildir: "Maildir": not an absolute path; expected an absolute path, or "" for none`},
 

@@ -114,7 +114,7 @@ func (c *Config) keys() map[string]setter {
 		"reporter.max_per_destination_domain": number(&c.Reporter.MaxPerDestinationDomain, mails, 0, maxMails),
 
 		"reporter.bounce_maildir":   one(&c.Reporter.BounceMaildir, aFile+`, or "" for none`, optional(parsePath)),
-		"reporter.bounce_delimiter": one(&c.Reporter.BounceDelimiter, `characters such as "+" or "="`, parseDelimiter),
+		"reporter.bounce_delimiter": one(&c.Reporter.BounceDelimiter, `one character such as "+" or "="`, parseDelimiter),
 		"reporter.textfile":         one(&c.Reporter.Textfile, aFile+`, or "" for none`, optional(parsePath)),
 
 		"dkim.domain":   one(&c.DKIM.Domain, aDomain+`, or "" for none`, optional(ruapost.ParseDomain)),
@@ -491,7 +491,7 @@ func parseRecipient(s string) (string, error) {
 // parseDelimiter accepts what can stand unquoted in a local part (RFC 5322 3.2.3, atext)
 // and is no letter or digit, as the token behind it is made of those.
 func parseDelimiter(s string) (string, error) {
-	if s == "" || strings.Trim(s, "!#$%&'*+-/=?^_`{|}~") != "" {
+	if len(s) != 1 || strings.Trim(s, "!#$%&'*+-/=?^_`{|}~") != "" {
 		return "", errors.New("not a delimiter")
 	}
 	return s, nil

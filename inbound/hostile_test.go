@@ -398,7 +398,7 @@ func TestHeaderMemory(t *testing.T) {
 // Reports about reports would never end (RFC 9990 3.5.2, RFC 8460 5.3).
 func TestReportsAreOptional(t *testing.T) {
 	r := newRig(t)
-	r.svc.Config.ReportAddress = "Reports@receiver.example"
+	r.svc.Config.ReportAddress, r.svc.Config.ReportDelimiter = "Reports@receiver.example", "="
 	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=none; rua=mailto:dmarc@example.com"`)
 	s := r.connect("192.0.2.1", "mail.example.com")
 	for name, tc := range map[string]struct {
@@ -423,6 +423,7 @@ func TestReportsAreOptional(t *testing.T) {
 		"another tag":               {bob, "[users] My report domain: example.com", false},
 		"to the report address":     {[]string{"reports@receiver.example"}, "Bounce", true},
 		"to its extension":          {[]string{"reports+0123@receiver.example"}, "Bounce", true},
+		"to ours behind another":    {[]string{"reports=0123@receiver.example"}, "Bounce", true},
 		"to others as well":         {[]string{bob[0], "reports@receiver.example"}, "Hello", true},
 		"to a similar address":      {[]string{"reportsx@receiver.example"}, "Hello", false},
 		"another mail":              {bob, "Hello", false},

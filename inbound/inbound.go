@@ -125,6 +125,8 @@ type Config struct {
 	// ReportAddress is where our own reports come from. Mail to it causes no report.
 	// Empty if there is none.
 	ReportAddress string
+	// ReportDelimiter is what may stand before an extension in its local part, beside "+".
+	ReportDelimiter string
 	// Budget is how long a message may wait for DNS in all: half of it while its body
 	// arrives, for DKIM keys, and half at its end, for everything else. It does not
 	// begin at the header, because a body may take minutes by itself. What is not

@@ -174,15 +174,18 @@ func (m *message) allRecipientsIn(domains []string) bool {
 }
 
 // isReportAddress says whether our own reports come from the address: bounces and
-// auto-replies go there, possibly with an extension behind "+".
+// auto-replies go there, possibly with an extension.
 func (c *Config) isReportAddress(address string) bool {
 	local, domain, ok := strings.Cut(c.ReportAddress, "@")
 	at := strings.LastIndexByte(address, '@')
 	if !ok || at < 0 || domainOf(address) != domain {
 		return false
 	}
-	theirs, _, _ := strings.Cut(address[:at], "+")
-	return strings.EqualFold(theirs, local) || strings.EqualFold(address[:at], local)
+	theirs := address[:at]
+	if len(theirs) > len(local) && strings.ContainsAny(theirs[len(local):len(local)+1], "+"+c.ReportDelimiter) {
+		theirs = theirs[:len(local)]
+	}
+	return strings.EqualFold(theirs, local)
 }
 
 // aboutReports says whether the message is a report or goes to where reports come

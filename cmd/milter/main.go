@@ -83,6 +83,7 @@ func inboundConfig(cfg *config.Config) (c inbound.Config, err error) {
 		ReportUnknown:      m.ReportUnknown,
 		MinInterval:        cfg.Reporter.MinInterval,
 		ReportAddress:      cfg.Reporter.From,
+		ReportDelimiter:    cfg.Reporter.BounceDelimiter,
 		Budget:             m.Budget,
 		RecordTimeout:      cfg.Store.RecordTimeout,
 		TrustedAuthservIDs: m.TrustedAuthservIDs,
