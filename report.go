@@ -2,8 +2,12 @@ package ruapost
 
 import (
 	"encoding/json"
+	"errors"
 	"time"
 )
+
+// ErrNoReport is the error, wrapped, of a call about a report that is not stored.
+var ErrNoReport = errors.New("no such report")
 
 // GroupID names the rows of one window, domain and policy in the store.
 type GroupID uint64
@@ -92,6 +96,8 @@ type Report struct {
 	Parts int `json:"parts,omitempty"`
 	// Size is the number of octets of the compressed content, once it is composed.
 	Size int64 `json:"size,omitempty"`
+	// Summary is what package reporting says of the content to people, in JSON.
+	Summary json.RawMessage `json:"summary,omitempty"`
 	// Recipients are the destinations in the order in which the domain's record
 	// names them.
 	Recipients []Recipient `json:"recipients"`
@@ -110,6 +116,8 @@ type Recipient struct {
 	// MaxSize is the largest report in octets that the destination takes (RFC 7489 6.2),
 	// 0 if there is no limit.
 	MaxSize uint64 `json:"max_size,omitempty"`
+	// Legacy says that it gets a DMARC report in the form of RFC 7489.
+	Legacy bool `json:"rfc7489,omitempty"`
 	// Accepted says that it is known to accept reports about the domain (RFC 9990 4).
 	Accepted bool           `json:"accepted,omitempty"`
 	State    RecipientState `json:"state"`

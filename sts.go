@@ -6,7 +6,7 @@ import (
 )
 
 // ErrNoRoom is the error, wrapped, of a store that keeps no more of something because of a
-// bound: of MTA-STS policies, or of positions in logs.
+// bound: of MTA-STS policies, positions in logs, suppressions, or counters.
 var ErrNoRoom = errors.New("no room")
 
 // STSPolicy is an MTA-STS policy as it was fetched, kept until it expires, so that it

@@ -12,7 +12,10 @@
 //
 // One goroutine per Store does all of this. What is recorded while it waits or
 // commits gathers in the next batch and is committed in one transaction (group
-// commit); a record call returns when its batch is on disk.
+// commit); a record call returns when its batch is on disk. Other calls that write and
+// wait at the same time share a transaction, too. Each is as if it had one of its own: what
+// one has done those behind it see, and if one fails, it alone has done nothing. To that
+// end a transaction in which one fails is rolled back and the others run again.
 //
 // # Layout
 //
@@ -22,6 +25,8 @@
 //	                                                           destinations, last day swept
 //	          "sts"                                         -> number and size of all
 //	                                                           MTA-STS policies
+//	          "suppressed"                                  -> number of suppressions
+//	          "secret"                                      -> 32 random octets
 //	windows   kind, window start, window length             -> number of its groups
 //	windows   the same, organization                        -> number of its groups
 //	trash     group ID                                      -> nothing; rows to be deleted
@@ -35,6 +40,8 @@
 //	                                                           bucket's sequence is STSVersion
 //	stsnames  registered name                               -> number of policies below it
 //	positions source of log lines                           -> how far it was read
+//	suppressed pattern                                      -> ruapost.Suppression as JSON
+//	counts    name                                          -> counter
 //
 // Equal rows are merged when they are written: what a report costs does not grow
 // with the number of messages, only with the number of distinct rows. Group IDs
@@ -68,7 +75,6 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -104,8 +110,16 @@ const (
 	gatherTime  = 4 * time.Millisecond
 	probeAfter  = 16
 
-	// chunk is the number of keys that are read or deleted per lock hold.
-	chunk = 1_000
+	// Calls that write share a transaction, up to shareCalls of them, but none begins in it
+	// after shareTime.
+	shareCalls = 128
+	shareTime  = 5 * time.Millisecond
+
+	// chunk is the number of keys that are read or deleted per lock hold, dropRows and
+	// dropBytes the number and size of rows that are deleted in one transaction.
+	chunk     = 1_000
+	dropRows  = 4_000
+	dropBytes = 4 << 20
 
 	retryMin     = 100 * time.Millisecond
 	retryMax     = 5 * time.Second
@@ -135,11 +149,13 @@ var (
 // from any number of goroutines.
 type Store struct {
 	path string
-	// Tests make these smaller; maxKnown is MaxKnownDomains, maxFile MaxFileSize.
-	bounds    bounds
-	stsBounds stsBounds
-	maxKnown  uint64
-	maxFile   int
+	// Tests make these smaller; maxKnown is MaxKnownDomains, maxSuppressions
+	// MaxSuppressions, maxFile MaxFileSize.
+	bounds          bounds
+	stsBounds       stsBounds
+	maxKnown        uint64
+	maxSuppressions uint64
+	maxFile         int
 
 	wake chan struct{} // has room for one: there is something to do
 	gone chan struct{} // closed when the store goroutine has ended
@@ -157,16 +173,6 @@ type Store struct {
 	gather gather // of the store goroutine alone
 }
 
-// call is a transaction that somebody other than the recorder wants.
-type call struct {
-	writable bool
-	fn       func(*bolt.Tx) error
-	// taken is set by the store goroutine before it runs fn, or by the caller when
-	// it waits no longer; whoever comes second leaves the call alone.
-	taken atomic.Bool
-	done  chan error // has room for one
-}
-
 // Open returns the store in the file at path, which is created if it does not
 // exist; its folder must. The error wraps ErrForeign. Any other fault is logged, and
 // what is recorded waits until it has gone away: mail goes on, and so does the program.
@@ -176,15 +182,16 @@ func Open(path string) (*Store, error) {
 		return nil, fmt.Errorf("bboltstore: %w", err)
 	}
 	s := &Store{
-		path:      abs,
-		bounds:    defaultBounds,
-		stsBounds: defaultSTSBounds,
-		maxKnown:  MaxKnownDomains,
-		maxFile:   MaxFileSize,
-		wake:      make(chan struct{}, 1),
-		gone:      make(chan struct{}),
-		closing:   make(chan struct{}),
-		gather:    gather{calls: 1},
+		path:            abs,
+		bounds:          defaultBounds,
+		stsBounds:       defaultSTSBounds,
+		maxKnown:        MaxKnownDomains,
+		maxSuppressions: MaxSuppressions,
+		maxFile:         MaxFileSize,
+		wake:            make(chan struct{}, 1),
+		gone:            make(chan struct{}),
+		closing:         make(chan struct{}),
+		gather:          gather{calls: 1},
 	}
 	go s.run()
 	// Once now, so that the operator hears of a fault at the start.
@@ -242,41 +249,6 @@ func (s *Store) notify() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
-	}
-}
-
-// update runs fn in a read-write transaction of its own, view in a read-only one.
-// They return fn's error but for errUnchanged, the file's, or the context's if it ended
-// before.
-func (s *Store) update(ctx context.Context, fn func(*bolt.Tx) error) error {
-	err := s.do(ctx, &call{writable: true, fn: fn, done: make(chan error, 1)})
-	if errors.Is(err, errUnchanged) {
-		return nil
-	}
-	return err
-}
-
-func (s *Store) view(ctx context.Context, fn func(*bolt.Tx) error) error {
-	return s.do(ctx, &call{fn: fn, done: make(chan error, 1)})
-}
-
-func (s *Store) do(ctx context.Context, c *call) error {
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return ErrClosed
-	}
-	s.calls = append(s.calls, c)
-	s.mu.Unlock()
-	s.notify()
-	select {
-	case err := <-c.done:
-		return err
-	case <-ctx.Done():
-		if c.taken.CompareAndSwap(false, true) {
-			return ctx.Err()
-		}
-		return <-c.done // fn is running, and it writes to the caller's variables
 	}
 }
 
@@ -498,46 +470,6 @@ func (s *Store) writeBatch(db *bolt.DB, b *batch, frugal bool) (c cut, err error
 		err = nil
 	}
 	return c, err
-}
-
-// runCalls runs the calls that wait now. The error is that of a file that is damaged.
-func (s *Store) runCalls(db *bolt.DB) error {
-	s.mu.Lock()
-	calls := s.calls
-	s.calls = nil
-	s.mu.Unlock()
-	var damage error
-	for _, c := range calls {
-		if !c.taken.CompareAndSwap(false, true) {
-			continue
-		}
-		if damage != nil {
-			c.done <- damage
-			continue
-		}
-		begin := db.View
-		if c.writable {
-			begin = db.Update
-		}
-		err := safely(func() error { return begin(c.fn) })
-		if isDamage(err) {
-			damage = err
-		}
-		c.done <- err
-	}
-	return damage
-}
-
-// failCalls answers the waiting calls with err: unlike rows, they are not kept for
-// better times.
-func (s *Store) failCalls(err error) {
-	s.mu.Lock()
-	calls := s.calls
-	s.calls = nil
-	s.mu.Unlock()
-	for _, c := range calls {
-		c.done <- err
-	}
 }
 
 // complain logs err at most once a minute.

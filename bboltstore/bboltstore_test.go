@@ -615,6 +615,11 @@ func TestNothingIsNotCommitted(t *testing.T) {
 		"ForgetReport": func() error { return s.ForgetReport(t.Context(), "none") },
 		"Seal":         func() error { return s.Seal(t.Context(), &ruapost.Report{ID: "x", Groups: gs}) },
 		"Tidy":         func() error { return s.Tidy(t.Context()) },
+		"PutReports":   func() error { return s.PutReports(t.Context()) },
+		"Count":        func() error { return s.Count(t.Context(), map[string]uint64{"n": 0}) },
+		"UpdateSuppression": func() error {
+			return s.UpdateSuppression(t.Context(), "none", func(*ruapost.Suppression) bool { return false })
+		},
 		"DeleteSTSPolicies": func() error {
 			_, err := s.DeleteSTSPolicies(t.Context(), []string{"example.com"})
 			return err

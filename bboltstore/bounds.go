@@ -62,6 +62,13 @@ const (
 	// MaxPositionBytes the size of a source's name, and of a position.
 	MaxPositions     = 64
 	MaxPositionBytes = 1 << 10
+	// MaxSuppressions is the number of suppressions, MaxSuppressionBytes the size of the
+	// JSON form of one.
+	MaxSuppressions     = 100_000
+	MaxSuppressionBytes = 1 << 10
+	// MaxCounts is the number of named counters, MaxCountBytes the size of a name.
+	MaxCounts     = 200
+	MaxCountBytes = 100
 	// MaxFileSize is the size up to which the file grows for records; what the
 	// reporter writes is not held to it, nor are MTA-STS policies and positions. It is
 	// the only bound of the file: rows of MaxBytes take up to twice as much in pages,

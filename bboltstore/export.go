@@ -3,6 +3,7 @@ package bboltstore
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -36,6 +37,10 @@ type line struct {
 	Row       *exportedRow       `json:"row,omitempty"`
 	Known     *exportedKnown     `json:"known,omitempty"`
 	STS       *ruapost.STSPolicy `json:"sts,omitempty"`
+	// What follows is there from schema 6 on.
+	Secret      []byte               `json:"secret,omitempty"`
+	Suppression *ruapost.Suppression `json:"suppression,omitempty"`
+	Count       *exportedCount       `json:"count,omitempty"`
 }
 
 // highestGroup returns the highest ID that rows are, or may be, found by.
@@ -70,6 +75,11 @@ type exportedKnown struct {
 	Passed      string `json:"passed,omitempty"`
 	Destination string `json:"destination,omitempty"`
 	Reported    string `json:"reported,omitempty"`
+}
+
+type exportedCount struct {
+	Name string `json:"name"`
+	N    uint64 `json:"n"`
 }
 
 // Export writes what the store holds as JSON lines, for Import. It is what was there
@@ -161,12 +171,37 @@ func exportAll(ctx context.Context, tx *bolt.Tx, out *json.Encoder) error {
 	if err != nil {
 		return err
 	}
-	return tx.Bucket(stsBucket).ForEach(func(k, v []byte) error {
+	err = tx.Bucket(stsBucket).ForEach(func(k, v []byte) error {
 		p, err := decodeSTS(k, v)
 		if err != nil {
 			return err
 		}
 		return errors.Join(ctx.Err(), out.Encode(line{STS: p}))
+	})
+	if err != nil {
+		return err
+	}
+	return exportKept(ctx, tx, out)
+}
+
+// exportKept writes what bounces, and people, have to do with.
+func exportKept(ctx context.Context, tx *bolt.Tx, out *json.Encoder) error {
+	if err := out.Encode(line{Secret: tx.Bucket(metaBucket).Get(secretKey)}); err != nil {
+		return err
+	}
+	err := tx.Bucket(suppressedBucket).ForEach(func(k, v []byte) error {
+		sup, err := decodeSuppression(k, v)
+		if err != nil {
+			return err
+		}
+		return errors.Join(ctx.Err(), out.Encode(line{Suppression: &sup}))
+	})
+	if err != nil {
+		return err
+	}
+	counts := tx.Bucket(countsBucket)
+	return counts.ForEach(func(k, _ []byte) error {
+		return out.Encode(line{Count: &exportedCount{string(k), counter(counts, k)}})
 	})
 }
 
@@ -185,15 +220,17 @@ func exportRows(tx *bolt.Tx, out *json.Encoder, id ruapost.GroupID) error {
 	return nil
 }
 
-// ErrNotEmpty is returned by Import into a store that holds anything but MTA-STS policies
-// and positions: what is in both would be counted twice.
+// ErrNotEmpty is returned by Import into a store that holds groups, rows, reports or known
+// domains: what is in both would be counted twice.
 var ErrNotEmpty = errors.New("bboltstore: the store is not empty")
 
 // Import reads what Export has written into a store that is empty, ErrNotEmpty else. If
 // it fails in the middle the store holds a part: remove the file and begin anew. What is
 // recorded meanwhile is kept, but makes it fail if it is about a group that is still to
-// come. Of two MTA-STS policies of a domain the one that was fetched later is kept. The
-// outbox belongs to the store and is to be moved with it.
+// come. Of two MTA-STS policies of a domain the one that was fetched later is kept, of two
+// suppressions with a pattern the one that began later; counters are added up, and the
+// secret takes the place of the store's own. The outbox belongs to the store and is to be
+// moved with it.
 func (s *Store) Import(ctx context.Context, r io.Reader) error {
 	sc := bufio.NewScanner(r)
 	sc.Buffer(nil, maxLine)
@@ -281,8 +318,14 @@ func (s *Store) importLines(ctx context.Context, lines []line, last ruapost.Grou
 				err = importKnown(k, l.Known)
 			case l.STS != nil:
 				err = importSTS(sts, l.STS)
+			case l.Secret != nil:
+				err = importSecret(tx, l.Secret)
+			case l.Suppression != nil:
+				err = importSuppression(tx, l.Suppression)
+			case l.Count != nil:
+				err = importCount(tx, l.Count)
 			default:
-				err = errors.New("a line that is neither group nor report nor row nor known domain nor MTA-STS policy")
+				err = errors.New("a line that is nothing this program knows")
 			}
 			if err != nil {
 				return err
@@ -368,4 +411,35 @@ func importReport(tx *bolt.Tx, r *ruapost.Report) error {
 		return errors.New("report without an ID")
 	}
 	return putReport(tx, r)
+}
+
+func importSecret(tx *bolt.Tx, secret []byte) error {
+	if len(secret) != secretLen {
+		return fmt.Errorf("a secret of %d bytes", len(secret))
+	}
+	return tx.Bucket(metaBucket).Put(secretKey, secret)
+}
+
+// importSuppression keeps the one that began later, room or not.
+func importSuppression(tx *bolt.Tx, sup *ruapost.Suppression) error {
+	value, err := encodeSuppression(*sup)
+	if err != nil || !isName(sup.Pattern, MaxSuppressionBytes) {
+		return fmt.Errorf("suppression of %.300q: %w", sup.Pattern, cmp.Or(err, errors.New("that is no pattern")))
+	}
+	key := []byte(sup.Pattern)
+	if old := tx.Bucket(suppressedBucket).Get(key); old != nil {
+		there, err := decodeSuppression(key, old)
+		if err != nil || !there.Since.Before(sup.Since) {
+			return err
+		}
+	}
+	return putSuppression(tx, key, value)
+}
+
+// importCount adds, room or not.
+func importCount(tx *bolt.Tx, c *exportedCount) error {
+	if !isName(c.Name, MaxCountBytes) {
+		return fmt.Errorf("%.300q is no name of a counter", c.Name)
+	}
+	return addCount(tx.Bucket(countsBucket), c.Name, c.N)
 }

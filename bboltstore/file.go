@@ -2,6 +2,7 @@ package bboltstore
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -23,23 +24,28 @@ import (
 //	3  known, and their counts in meta
 //	4  a third day of those
 //	5  sts, stsnames, positions, and the usage of sts in meta
-const schema = 5
+//	6  suppressed and their number in meta, counts, and the secret in meta
+const schema = 6
 
 var (
-	metaBucket      = []byte("meta")
-	groupsBucket    = []byte("groups")
-	rowsBucket      = []byte("rows")
-	windowsBucket   = []byte("windows")
-	trashBucket     = []byte("trash")
-	reportsBucket   = []byte("reports")
-	knownBucket     = []byte("known")
-	stsBucket       = []byte("sts")
-	stsNamesBucket  = []byte("stsnames")
-	positionsBucket = []byte("positions")
-	schemaKey       = []byte("schema")
-	usageKey        = []byte("usage")
-	knownKey        = []byte("known")
-	stsKey          = []byte("sts")
+	metaBucket       = []byte("meta")
+	groupsBucket     = []byte("groups")
+	rowsBucket       = []byte("rows")
+	windowsBucket    = []byte("windows")
+	trashBucket      = []byte("trash")
+	reportsBucket    = []byte("reports")
+	knownBucket      = []byte("known")
+	stsBucket        = []byte("sts")
+	stsNamesBucket   = []byte("stsnames")
+	positionsBucket  = []byte("positions")
+	suppressedBucket = []byte("suppressed")
+	countsBucket     = []byte("counts")
+	schemaKey        = []byte("schema")
+	usageKey         = []byte("usage")
+	knownKey         = []byte("known")
+	stsKey           = []byte("sts")
+	suppressedKey    = []byte("suppressed")
+	secretKey        = []byte("secret")
 )
 
 // fileMode lets the programs run as different users of one group.
@@ -212,18 +218,25 @@ func create(path string) error {
 func makeBuckets(tx *bolt.Tx) error {
 	for _, name := range [][]byte{
 		metaBucket, groupsBucket, rowsBucket, windowsBucket, trashBucket, reportsBucket, knownBucket,
-		stsBucket, stsNamesBucket, positionsBucket,
+		stsBucket, stsNamesBucket, positionsBucket, suppressedBucket, countsBucket,
 	} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
 	}
-	sts := tx.Bucket(stsBucket)
-	if sts.Sequence() > 0 {
+	if sts := tx.Bucket(stsBucket); sts.Sequence() == 0 {
+		// Not from zero: the file may take the place of another, whose version others know.
+		if err := sts.SetSequence(uint64(time.Now().UnixNano())); err != nil {
+			return err
+		}
+	}
+	meta := tx.Bucket(metaBucket)
+	if meta.Get(secretKey) != nil {
 		return nil
 	}
-	// Not from zero: the file may take the place of another, whose version others know.
-	return sts.SetSequence(uint64(time.Now().UnixNano()))
+	secret := make([]byte, secretLen)
+	rand.Read(secret) // does not fail
+	return meta.Put(secretKey, secret)
 }
 
 func putSchema(tx *bolt.Tx) error {

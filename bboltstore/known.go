@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -275,14 +274,11 @@ func (k *known) nameHasRoom(domain string, destination bool) bool {
 	return n < most
 }
 
-// errUnchanged ends a transaction that has changed nothing, so that nothing is written.
-var errUnchanged = errors.New("nothing to write")
-
 // forgetKnown deletes the domains that are not known any more at that time, once a day.
 func (s *Store) forgetKnown(ctx context.Context, now time.Time) error {
 	today := dayOf(now)
-	var after []byte
-	for more := true; more; {
+	var after, last []byte
+	for more := true; more; after = last {
 		err := s.update(ctx, func(tx *bolt.Tx) error {
 			k, err := loadKnown(tx, s.maxKnown)
 			if err != nil {
@@ -291,7 +287,7 @@ func (s *Store) forgetKnown(ctx context.Context, now time.Time) error {
 			if more = k.counts.swept != uint64(today); !more {
 				return errUnchanged // somebody has done it
 			}
-			after, err = k.sweep(after, today)
+			last, err = k.sweep(after, today)
 			return err
 		})
 		if err != nil {

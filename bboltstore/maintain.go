@@ -47,6 +47,10 @@ type Stats struct {
 	STSBytes    uint64 `json:"sts_bytes"`
 	// Positions are the sources of log lines whose position is kept.
 	Positions int `json:"positions"`
+	// Suppressions are those that are stored, also such that have ended; Counts the
+	// names of counters.
+	Suppressions uint64 `json:"suppressions"`
+	Counts       int    `json:"counts"`
 }
 
 // withFile opens the file for fn alone, for as long as fn takes.
@@ -99,6 +103,8 @@ func stats(h *handle, tx *bolt.Tx) (st Stats, err error) {
 	}
 	st.KnownDomains = k.counts.all
 	st.Positions = tx.Bucket(positionsBucket).Inspect().KeyN
+	st.Suppressions = counter(tx.Bucket(metaBucket), suppressedKey)
+	st.Counts = tx.Bucket(countsBucket).Inspect().KeyN
 	u, err = loadUsage(tx, stsKey)
 	st.STSPolicies, st.STSBytes = u.number, u.bytes
 	return st, err
@@ -127,7 +133,7 @@ func (s *Store) Check(ctx context.Context) (faults []error, err error) {
 				faults = append(faults, err)
 			}
 			if len(faults) == 0 {
-				faults = checkCounts(tx)
+				faults = checkAll(tx)
 			}
 			return nil
 		})
@@ -135,8 +141,8 @@ func (s *Store) Check(ctx context.Context) (faults []error, err error) {
 	return faults, err
 }
 
-// checkCounts compares what is kept counted with what there is.
-func checkCounts(tx *bolt.Tx) (faults []error) {
+// checkAll compares what is kept counted with what there is.
+func checkAll(tx *bolt.Tx) (faults []error) {
 	type found struct{ rows, bytes, listed uint64 }
 	byGroup := map[uint64]found{}
 	var have usage
@@ -171,7 +177,8 @@ func checkCounts(tx *bolt.Tx) (faults []error) {
 		}
 		return nil
 	})
-	return slices.Concat(faults, checkCounters(tx.Bucket(windowsBucket), windows), checkKnown(tx), checkSTS(tx), checkPositions(tx))
+	return slices.Concat(faults, checkCounters(tx.Bucket(windowsBucket), windows), checkKnown(tx), checkSTS(tx),
+		checkPositions(tx), checkReports(tx), checkSuppressions(tx), checkCounts(tx), checkSecret(tx))
 }
 
 // checkCounters compares counters with what there is at their keys.

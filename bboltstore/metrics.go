@@ -17,7 +17,8 @@ var (
 			"Counted in the total alone: details (too many rows), row_bytes (row too large). " +
 			"known counts domains that are not remembered as known; sts_policies, sts_organization, " +
 			"sts_bytes and sts_policy_bytes MTA-STS policies that are not kept (too many, too many below " +
-			"one name, too many octets in all, in one); positions those of logs.",
+			"one name, too many octets in all, in one); positions those of logs; suppressions such that were not " +
+			"stored (too many), counts such changes of counters (too many names).",
 	}, []string{"limit"})
 	writeErrors = promauto.NewCounter(prometheus.CounterOpts{
 		Name: "ruapost_store_errors_total",

@@ -2,9 +2,11 @@ package bboltstore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"iter"
 	"slices"
@@ -99,20 +101,21 @@ func readGroup(key, value []byte) (g ruapost.Group, err error) {
 // somebody else sealed or dropped them, are left out of r; if none is left, Seal
 // stores nothing and r.Groups is empty.
 func (s *Store) Seal(ctx context.Context, r *ruapost.Report) error {
-	err := s.update(ctx, func(tx *bolt.Tx) error {
-		groups, err := takeGroups(tx, r.Groups)
+	sealed := *r
+	err := s.update(ctx, func(tx *bolt.Tx) (err error) {
+		sealed.Groups, err = takeGroups(tx, r.Groups)
 		if err != nil {
 			return err
 		}
-		r.Groups = groups
-		if len(groups) == 0 {
+		if len(sealed.Groups) == 0 {
 			return errUnchanged
 		}
-		return putReport(tx, r)
+		return putReport(tx, &sealed)
 	})
 	if err != nil {
 		return fmt.Errorf("bboltstore: seal report %s about %s: %w", r.ID, r.Domain, err)
 	}
+	r.Groups = sealed.Groups
 	return nil
 }
 
@@ -174,15 +177,19 @@ func (s *Store) emptyTrash(ctx context.Context) error {
 	for more := true; more; {
 		err := s.update(ctx, func(tx *bolt.Tx) error {
 			trash := tx.Bucket(trashBucket)
-			id, _ := trash.Cursor().First()
-			if more = id != nil; !more {
+			var ids [][]byte
+			c := trash.Cursor()
+			for id, _ := c.First(); id != nil && len(ids) < chunk; id, _ = c.Next() {
+				ids = append(ids, bytes.Clone(id))
+			}
+			if more = len(ids) > 0; !more {
 				return errUnchanged
 			}
-			id = bytes.Clone(id)
-			if n, err := dropChunk(tx, id); n == chunk || err != nil {
-				return err
+			_, gone, err := dropChunk(tx, ids)
+			for _, id := range ids[:gone] {
+				err = errors.Join(err, trash.Delete(id))
 			}
-			return trash.Delete(id)
+			return err
 		})
 		if err != nil {
 			return fmt.Errorf("bboltstore: drop rows: %w", err)
@@ -241,51 +248,84 @@ func (s *Store) readRows(ctx context.Context, after []byte) (rows []ruapost.Row,
 // DropRows deletes the rows of sealed groups. It may be called again for groups
 // whose rows are gone, in part or as a whole.
 func (s *Store) DropRows(ctx context.Context, groups []ruapost.Group) error {
+	ids := make([][]byte, 0, len(groups))
 	for _, g := range groups {
-		for more := true; more; {
-			err := s.update(ctx, func(tx *bolt.Tx) error {
-				n, err := dropChunk(tx, rowKey(uint64(g.ID), nil))
-				more = n == chunk
-				if n == 0 && err == nil {
-					return errUnchanged
-				}
-				return err
-			})
-			if err != nil {
-				return fmt.Errorf("bboltstore: drop rows about %s: %w", g.Domain, err)
+		ids = append(ids, rowKey(uint64(g.ID), nil))
+	}
+	slices.SortFunc(ids, bytes.Compare)
+	ids = slices.CompactFunc(ids, bytes.Equal)
+	for gone := 0; len(ids) > 0; ids = ids[gone:] {
+		err := s.update(ctx, func(tx *bolt.Tx) (err error) {
+			var deleted int
+			deleted, gone, err = dropChunk(tx, ids[:min(len(ids), chunk)])
+			if deleted == 0 && err == nil {
+				return errUnchanged
 			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("bboltstore: drop rows: %w", err)
 		}
 	}
 	return nil
 }
 
-// dropChunk deletes at most chunk rows whose keys begin with prefix, and returns how
-// many. There may be more if it is chunk.
-func dropChunk(tx *bolt.Tx, prefix []byte) (n int, err error) {
+// dropChunk deletes rows of the groups with these IDs, each there once, as many as one
+// transaction may, and returns how many, and how many of the groups have no row any more.
+func dropChunk(tx *bolt.Tx, ids [][]byte) (deleted, gone int, err error) {
 	u, err := loadUsage(tx, usageKey)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	c := tx.Bucket(rowsBucket).Cursor()
-	// From the beginning each time: a cursor's Next may pass over a key after Delete.
-	for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix) && n < chunk; k, v = c.Seek(prefix) {
-		u.remove(1, uint64(len(v)))
-		if err := c.Delete(); err != nil {
-			return n, err
+	// All found before the first is deleted: a cursor's Next may pass over a key after
+	// Delete, and Seek from the beginning goes through all pages that are empty by then.
+	keys, size, gone := findRows(tx, ids)
+	if len(keys) == 0 {
+		return 0, gone, nil
+	}
+	rows := tx.Bucket(rowsBucket)
+	for _, k := range keys {
+		if err := rows.Delete(k); err != nil {
+			return 0, 0, err
 		}
-		n++
 	}
-	if n == 0 {
-		return 0, nil
-	}
-	return n, u.store(tx, usageKey)
+	u.remove(uint64(len(keys)), size)
+	return len(keys), gone, u.store(tx, usageKey)
 }
 
-// PutReport stores r in the place of what was stored under its ID.
-func (s *Store) PutReport(ctx context.Context, r *ruapost.Report) error {
-	err := s.update(ctx, func(tx *bolt.Tx) error { return putReport(tx, r) })
+// findRows returns the keys and the size of rows of the groups with these IDs, up to dropRows
+// and dropBytes, and how many of the groups have no other.
+func findRows(tx *bolt.Tx, ids [][]byte) (keys [][]byte, size uint64, gone int) {
+	c := tx.Bucket(rowsBucket).Cursor()
+	for _, id := range ids {
+		for k, v := c.Seek(id); bytes.HasPrefix(k, id); k, v = c.Next() {
+			if len(keys) == dropRows || size >= dropBytes {
+				return keys, size, gone
+			}
+			keys = append(keys, bytes.Clone(k))
+			size += uint64(len(v))
+		}
+		gone++
+	}
+	return keys, size, gone
+}
+
+// PutReports stores each report in the place of what was stored under its ID, all in one
+// transaction.
+func (s *Store) PutReports(ctx context.Context, reports ...*ruapost.Report) error {
+	if len(reports) == 0 {
+		return nil
+	}
+	err := s.update(ctx, func(tx *bolt.Tx) error {
+		for _, r := range reports {
+			if err := putReport(tx, r); err != nil {
+				return fmt.Errorf("%s: %w", r.ID, err)
+			}
+		}
+		return nil
+	})
 	if err != nil {
-		return fmt.Errorf("bboltstore: store report %s: %w", r.ID, err)
+		return fmt.Errorf("bboltstore: store report %w", err)
 	}
 	return nil
 }
@@ -298,22 +338,96 @@ func putReport(tx *bolt.Tx, r *ruapost.Report) error {
 	return tx.Bucket(reportsBucket).Put([]byte(r.ID), data)
 }
 
-// Reports returns all reports, oldest first.
-func (s *Store) Reports(ctx context.Context) ([]ruapost.Report, error) {
-	var reports []ruapost.Report
-	err := s.scan(ctx, reportsBucket, func(_, v []byte) error {
-		var r ruapost.Report
-		if err := json.Unmarshal(v, &r); err != nil {
-			return err
+// UpdateReport lets fn change the report with that ID, in one transaction: nobody else
+// changes it between. The error wraps ruapost.ErrNoReport if there is none. If fn returns
+// an error nothing is changed, and UpdateReport returns it.
+//
+// The file is locked while fn runs: it must not wait, and not call the store. It may be
+// called more than once, each time with what is stored.
+func (s *Store) UpdateReport(ctx context.Context, id string, fn func(*ruapost.Report) error) error {
+	var refused error
+	err := s.update(ctx, func(tx *bolt.Tx) error {
+		var r *ruapost.Report
+		if r, refused = getReport(tx, id); refused == nil {
+			refused = callersFunc(func() error { return fn(r) })
 		}
-		reports = append(reports, r)
-		return nil
+		if refused != nil {
+			return errUnchanged
+		}
+		r.ID = id
+		return putReport(tx, r)
+	})
+	rethrow(refused)
+	if err := cmp.Or(err, refused); err != nil {
+		return fmt.Errorf("bboltstore: change report %s: %w", id, err)
+	}
+	return nil
+}
+
+// Report returns the report with that ID. The error wraps ruapost.ErrNoReport if there is
+// none.
+func (s *Store) Report(ctx context.Context, id string) (r *ruapost.Report, err error) {
+	err = s.view(ctx, func(tx *bolt.Tx) error {
+		r, err = getReport(tx, id)
+		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("bboltstore: read reports: %w", err)
+		return nil, fmt.Errorf("bboltstore: read report %s: %w", id, err)
 	}
-	slices.SortStableFunc(reports, func(a, b ruapost.Report) int { return a.Sealed.Compare(b.Sealed) })
-	return reports, nil
+	return r, nil
+}
+
+func getReport(tx *bolt.Tx, id string) (*ruapost.Report, error) {
+	v := tx.Bucket(reportsBucket).Get([]byte(id))
+	if v == nil {
+		return nil, ruapost.ErrNoReport
+	}
+	r := &ruapost.Report{}
+	return r, json.Unmarshal(v, r)
+}
+
+// Reports returns all reports in the order of their IDs. The file is not locked while the
+// caller is busy with one. What is stored or forgotten meanwhile may be among them or not.
+func (s *Store) Reports(ctx context.Context) iter.Seq2[ruapost.Report, error] {
+	return func(yield func(ruapost.Report, error) bool) {
+		var after []byte
+		for more := true; more; {
+			var values [][]byte
+			err := s.view(ctx, func(tx *bolt.Tx) error {
+				values, after, more = readReports(tx, after)
+				return nil
+			})
+			if err != nil {
+				yield(ruapost.Report{}, fmt.Errorf("bboltstore: read reports: %w", err))
+				return
+			}
+			for _, v := range values {
+				var r ruapost.Report
+				if err := json.Unmarshal(v, &r); err != nil {
+					yield(ruapost.Report{}, fmt.Errorf("bboltstore: read reports: %w", err))
+					return
+				}
+				if !yield(r, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// readReports returns the values of at most chunk reports behind the ID after, and no more
+// than are read in a moment, the last one's ID, and whether there are more.
+func readReports(tx *bolt.Tx, after []byte) (values [][]byte, last []byte, more bool) {
+	size := 0
+	c := tx.Bucket(reportsBucket).Cursor()
+	for k, v := seekAfter(c, after); k != nil; k, v = c.Next() {
+		if len(values) == chunk || size > MaxBatchBytes {
+			return values, last, true
+		}
+		values, last = append(values, bytes.Clone(v)), bytes.Clone(k)
+		size += len(v)
+	}
+	return values, last, false
 }
 
 // ForgetReport deletes the report with that ID.
@@ -329,4 +443,17 @@ func (s *Store) ForgetReport(ctx context.Context, id string) error {
 		return fmt.Errorf("bboltstore: forget report %s: %w", id, err)
 	}
 	return nil
+}
+
+// checkReports looks for reports that nobody could read: that would end every run.
+func checkReports(tx *bolt.Tx) (faults []error) {
+	_ = tx.Bucket(reportsBucket).ForEach(func(k, _ []byte) error {
+		if r, err := getReport(tx, string(k)); err != nil {
+			faults = append(faults, fmt.Errorf("report at %q: %w", k, err))
+		} else if r.ID != string(k) {
+			faults = append(faults, fmt.Errorf("report at %q has the ID %.300q", k, r.ID))
+		}
+		return nil
+	})
+	return faults
 }

@@ -80,17 +80,21 @@ func (s *Store) PutSTSPolicy(ctx context.Context, p ruapost.STSPolicy) error {
 	if err != nil {
 		return fmt.Errorf("bboltstore: keep MTA-STS policy: %w", err)
 	}
+	var limit string
 	err = s.update(ctx, func(tx *bolt.Tx) error {
 		b, err := loadSTS(tx)
 		if err != nil {
 			return err
 		}
-		if limit := b.exceeded(&s.stsBounds, p.Domain, len(value)); limit != "" {
-			dropped.WithLabelValues(limit).Inc()
-			return fmt.Errorf("%w (%s)", ruapost.ErrNoRoom, limit)
+		if limit = b.exceeded(&s.stsBounds, p.Domain, len(value)); limit != "" {
+			return errUnchanged
 		}
 		return errors.Join(b.put(p.Domain, value), b.store())
 	})
+	if err == nil && limit != "" {
+		dropped.WithLabelValues(limit).Inc()
+		err = fmt.Errorf("%w (%s)", ruapost.ErrNoRoom, limit)
+	}
 	if err != nil {
 		return fmt.Errorf("bboltstore: keep MTA-STS policy of %s: %w", p.Domain, err)
 	}
@@ -115,6 +119,7 @@ func (s *Store) DeleteSTSPolicies(ctx context.Context, domains []string) (delete
 
 func (s *Store) deleteSTS(ctx context.Context, domains []string) (deleted int, err error) {
 	err = s.update(ctx, func(tx *bolt.Tx) error {
+		deleted = 0
 		b, err := loadSTS(tx)
 		if err != nil {
 			return err

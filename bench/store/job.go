@@ -319,7 +319,7 @@ func reportOnce(ctx context.Context, s *bboltstore.Store, ledger string, r *resu
 		if rep.State == ruapost.ReportSealed {
 			call(func(ctx context.Context) error { return compose(ctx, s, rep, ledger) })
 			rep.State = ruapost.ReportComposed
-			call(func(ctx context.Context) error { return s.PutReport(ctx, rep) })
+			call(func(ctx context.Context) error { return s.PutReports(ctx, rep) })
 		}
 		call(func(ctx context.Context) error { return s.DropRows(ctx, rep.Groups) })
 		call(func(ctx context.Context) error { return s.ForgetReport(ctx, rep.ID) })
@@ -328,9 +328,14 @@ func reportOnce(ctx context.Context, s *bboltstore.Store, ledger string, r *resu
 	}
 
 	var begun []ruapost.Report
-	call(func(ctx context.Context) (err error) {
-		begun, err = s.Reports(ctx)
-		return err
+	call(func(ctx context.Context) error {
+		for rep, err := range s.Reports(ctx) {
+			if err != nil {
+				return err
+			}
+			begun = append(begun, rep)
+		}
+		return nil
 	})
 	for i := range begun {
 		finish(&begun[i])

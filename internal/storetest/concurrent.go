@@ -136,7 +136,7 @@ func reportAll(ctx context.Context, s Store, l *ledger, run string) error {
 		}
 		l.total(g.Kind, g.Domain, g.Total)
 		r.State = ruapost.ReportComposed
-		err = errors.Join(s.PutReport(ctx, r), s.DropRows(ctx, r.Groups), s.ForgetReport(ctx, r.ID))
+		err = errors.Join(s.PutReports(ctx, r), s.DropRows(ctx, r.Groups), s.ForgetReport(ctx, r.ID))
 		if err != nil {
 			return err
 		}
@@ -150,15 +150,15 @@ func testConcurrentReports(t *testing.T, d *data) {
 	var wg sync.WaitGroup
 	var want []ruapost.Report
 	for i := range 20 {
-		r := report(fmt.Sprintf("r%d", i))
+		r := report(fmt.Sprintf("r%02d", i))
 		r.Sealed = over.Add(time.Duration(i) * time.Second)
 		kept := *r
 		kept.State = ruapost.ReportDone
 		s := processes[i%2]
 		wg.Go(func() {
-			err := s.PutReport(t.Context(), r)
+			err := s.PutReports(t.Context(), r)
 			r.State = ruapost.ReportDone
-			err = errors.Join(err, s.PutReport(t.Context(), r))
+			err = errors.Join(err, s.PutReports(t.Context(), r))
 			if i%4 == 3 {
 				err = errors.Join(err, s.ForgetReport(t.Context(), r.ID))
 			}
@@ -194,7 +194,7 @@ func testCloseUnderWay(t *testing.T, d *data) {
 					}
 					var err error
 					if i%2 == 0 {
-						_, err = s.Reports(ctx)
+						_, err = listReports(ctx, s)
 					} else {
 						tried.Add(1)
 						if err = s.RecordEvaluation(ctx, evaluation("example.com", i)); err == nil {

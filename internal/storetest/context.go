@@ -95,15 +95,15 @@ func testContextEndedBefore(t *testing.T, d *data) {
 		}
 
 		put := report(fmt.Sprintf("put%d", i))
-		err = s.PutReport(ended, put)
-		wantDone(t, "PutReport", err, stored(t, s, put.ID) != nil)
-		if err := s.PutReport(t.Context(), put); err != nil {
+		err = s.PutReports(ended, put)
+		wantDone(t, "PutReports", err, stored(t, s, put.ID) != nil)
+		if err := s.PutReports(t.Context(), put); err != nil {
 			t.Fatal(err)
 		}
 		err = s.ForgetReport(ended, put.ID)
 		wantDone(t, "ForgetReport", err, stored(t, s, put.ID) == nil)
 		all := reports(t, s)
-		rs, err := s.Reports(ended)
+		rs, err := listReports(ended, s)
 		wantDone(t, "Reports", err, cmp.Equal(rs, all))
 	}
 }
@@ -242,16 +242,23 @@ func testClose(t *testing.T, d *data) {
 		"Seal":             s.Seal(t.Context(), some),
 		"Drop":             s.Drop(t.Context(), gs),
 		"DropRows":         s.DropRows(t.Context(), gs),
-		"PutReport":        s.PutReport(t.Context(), some),
+		"PutReports":       s.PutReports(t.Context(), some),
 		"ForgetReport":     s.ForgetReport(t.Context(), "r1"),
 		"PutSTSPolicy":     s.PutSTSPolicy(t.Context(), policy("example.com", 1)),
 	}
+	calls["UpdateReport"] = s.UpdateReport(t.Context(), "r1", func(*ruapost.Report) error { return nil })
+	calls["UpdateSuppression"] = s.UpdateSuppression(t.Context(), "example.com", func(*ruapost.Suppression) bool { return true })
+	calls["Count"] = s.Count(t.Context(), map[string]uint64{"n": 1})
+	_, calls["Report"] = s.Report(t.Context(), "r1")
+	_, calls["Suppressions"] = s.Suppressions(t.Context())
+	_, calls["Secret"] = s.Secret(t.Context())
+	_, calls["Counts"] = s.Counts(t.Context())
 	_, calls["STSPolicy"] = s.STSPolicy(t.Context(), "example.com")
 	_, calls["STSPolicies"] = s.STSPolicies(t.Context(), "", 1)
 	_, calls["STSVersion"] = s.STSVersion(t.Context())
 	_, calls["DeleteSTSPolicies"] = s.DeleteSTSPolicies(t.Context(), []string{"example.com"})
 	_, calls["Groups"] = s.Groups(t.Context(), over)
-	_, calls["Reports"] = s.Reports(t.Context())
+	_, calls["Reports"] = listReports(t.Context(), s)
 	_, calls["Rows"] = list[ruapost.DMARCResult](t.Context(), s, gs[0].ID)
 	for _, what := range slices.Sorted(maps.Keys(calls)) {
 		if calls[what] == nil {

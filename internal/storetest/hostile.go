@@ -60,14 +60,14 @@ func testHostileReports(t *testing.T, d *data) {
 	for name, text := range hostile {
 		r := filled[ruapost.Report](text)
 		r.ID = "r1"
-		if err := s.PutReport(t.Context(), &r); err != nil {
-			t.Fatalf("PutReport with %s: %v", name, err)
+		if err := s.PutReports(t.Context(), &r); err != nil {
+			t.Fatalf("PutReports with %s: %v", name, err)
 		}
 		wantReports(t, s, r)
 	}
 	long := *report("r1")
 	long.Recipients[0].Error = strings.Repeat("\u00e4", 100_000)
-	if err := s.PutReport(t.Context(), &long); err != nil {
+	if err := s.PutReports(t.Context(), &long); err != nil {
 		t.Fatal(err)
 	}
 	wantReports(t, s, long)

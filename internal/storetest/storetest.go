@@ -24,6 +24,13 @@
 // whose JSON form has up to 40 KiB are kept, 2,000 of them and 200 below a registered
 // name; larger ones may be refused, and from 1 MiB on must be.
 //
+// Reports come in the order of their IDs' octets. What changes a report or a suppression is
+// as if it ran alone, however many wait at the same time, in whatever process: no change is
+// lost, and one that fails has done nothing and harms no other. Suppressions whose JSON form
+// has up to 700 octets are kept whole, 2,000 of them; of larger ones the reason may be cut,
+// and from 1 MiB on must be; a pattern of that size is an error. There is room for a hundred
+// counters.
+//
 // Any other call that returns nil has done what it says. One whose context ended
 // returns the context's error and may or may not have done it, but never half of
 // what must go together: a report is stored if and only if its groups are taken.
@@ -127,6 +134,26 @@ func Run(t *testing.T, open Open) {
 		{"reports/every field", testReportsEveryField},
 		{"reports/states", testReportStates},
 		{"reports/order", testReportsOrder},
+		{"reports/many", testReportsMany},
+		{"reports/stopped early", testReportsStoppedEarly},
+		{"reports/one", testReportOne},
+		{"reports/several at once", testPutReports},
+		{"reports/update", testUpdateReport},
+		{"reports/update refused", testUpdateReportRefused},
+		{"reports/update panics", testUpdateReportPanics},
+		{"reports/update concurrent", testUpdateReportConcurrent},
+		{"reports/update against put", testUpdateReportAgainstPut},
+		{"reports/update ended", testUpdateReportEnded},
+		{"suppressions", testSuppressions},
+		{"suppressions/every field", testSuppressionsEveryField},
+		{"suppressions/many", testSuppressionsMany},
+		{"suppressions/size", testSuppressionSize},
+		{"suppressions/concurrent", testSuppressionsConcurrent},
+		{"suppressions/panics", testSuppressionPanics},
+		{"secret", testSecret},
+		{"counts", testCounts},
+		{"counts/names", testCountNames},
+		{"counts/concurrent", testCountsConcurrent},
 		{"context/ended before recording", testContextEndedRecording},
 		{"context/ended before", testContextEndedBefore},
 		{"context/ends during reading", testContextEndsReading},

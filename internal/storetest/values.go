@@ -223,14 +223,24 @@ func seal(t *testing.T, s Store, r *ruapost.Report) {
 
 func reports(t *testing.T, s Store) []ruapost.Report {
 	t.Helper()
-	rs, err := s.Reports(t.Context())
+	rs, err := listReports(t.Context(), s)
 	if err != nil {
 		t.Fatalf("Reports: %v", err)
 	}
 	return rs
 }
 
-// wantReports compares all reports, in order.
+func listReports(ctx context.Context, s Store) (found []ruapost.Report, err error) {
+	for r, err := range s.Reports(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, r)
+	}
+	return found, nil
+}
+
+// wantReports compares all reports, in the order of their IDs.
 func wantReports(t *testing.T, s Store, want ...ruapost.Report) {
 	t.Helper()
 	if d := cmp.Diff(want, reports(t, s), cmpopts.EquateEmpty()); d != "" {
@@ -253,6 +263,9 @@ func (f *filler) fill(v reflect.Value) {
 		return
 	case *netip.Addr:
 		*p = netip.AddrFrom4([4]byte{192, 0, byte(f.n >> 8), byte(f.n)})
+		return
+	case *json.RawMessage:
+		*p, _ = json.Marshal([]any{f.text, f.n}) // which does not fail
 		return
 	}
 	switch v.Kind() {
