@@ -46,6 +46,8 @@ type Report struct {
 	Policy ruapost.DMARCPolicy
 	// Errors are lines for the domain owner beside Policy.Error.
 	Errors []string
+	// Seen, unless nil, is called for each row that is written.
+	Seen func(count int64, result *ruapost.DMARCResult)
 }
 
 // WriteReport writes a report as XML. The Data of the rows are DMARCResults in
@@ -82,6 +84,9 @@ func WriteReport(w io.Writer, f Format, r *Report, rows iter.Seq2[ruapost.Row, e
 		}
 		if err := x.record(row.Count, &res); err != nil {
 			return fmt.Errorf("dmarc: write report %s: %w", r.ReportID, err)
+		}
+		if r.Seen != nil {
+			r.Seen(row.Count, &res)
 		}
 		written++
 	}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"compress/gzip"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,9 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
 
 	"ruapost"
 	"ruapost/dmarc"
@@ -20,84 +24,333 @@ import (
 // dir is the folder of a report in the outbox.
 func (r *Reporter) dir(rep *ruapost.Report) string { return filepath.Join(r.Outbox, rep.ID) }
 
-// contentFile is the report itself, compressed.
-func (r *Reporter) contentFile(rep *ruapost.Report) string {
+// contentFile is the report itself, compressed; legacy asks for the form of RFC 7489.
+func (r *Reporter) contentFile(rep *ruapost.Report, legacy bool) string {
 	name := "report.xml.gz"
-	if rep.Kind == ruapost.KindTLS {
+	switch {
+	case rep.Kind == ruapost.KindTLS:
 		name = "report.json.gz"
+	case legacy:
+		name = "report-rfc7489.xml.gz"
 	}
 	return filepath.Join(r.dir(rep), name)
 }
 
-// freeze writes the content of a sealed report into its folder, which appears whole
-// or not at all. If it is there already an earlier run was ended before it could
-// note that; the rows are the same, so it is left as it is.
-func (r *Reporter) freeze(ctx context.Context, rep *ruapost.Report) error {
-	if there, err := exists(r.contentFile(rep)); there || err != nil {
-		return err
-	}
-	fresh := filepath.Join(r.Outbox, ".new-"+rep.ID)
-	if err := os.RemoveAll(fresh); err != nil {
-		return fmt.Errorf("reporting: outbox: %w", err)
-	}
-	if err := mkdir(fresh); err != nil {
-		return fmt.Errorf("reporting: outbox: %w", err)
-	}
-	err := writeFile(filepath.Join(fresh, filepath.Base(r.contentFile(rep))), func(w io.Writer) error {
-		zw := gzip.NewWriter(w)
-		if err := r.writeContent(ctx, zw, rep); err != nil {
-			return err
+// formats returns the forms that the recipients want: legacy or not.
+func formats(rep *ruapost.Report) (legacy []bool) {
+	for _, rc := range rep.Recipients {
+		if !slices.Contains(legacy, rc.Legacy) {
+			legacy = append(legacy, rc.Legacy)
 		}
-		return zw.Close()
-	})
+	}
+	return legacy
+}
+
+// freeze writes the content of a sealed report into its folder, or into several if it
+// is too large for one, and returns the report or its parts. It may have been done in
+// part by a run that ended: nobody has got anything of that yet.
+func (r *Reporter) freeze(ctx context.Context, rep *ruapost.Report) (parts []*ruapost.Report, err error) {
+	parts, err = r.writeParts(ctx, rep)
 	if err == nil {
-		err = errors.Join(syncDir(fresh), os.Rename(fresh, r.dir(rep)), syncDir(r.Outbox))
+		err = r.syncContent(parts)
 	}
 	if err != nil {
-		return fmt.Errorf("reporting: compose report %s about %s: %w", rep.ID, rep.Domain, errors.Join(err, os.RemoveAll(fresh)))
+		return nil, fmt.Errorf("reporting: compose report %s about %s: %w", rep.ID, rep.Domain, err)
+	}
+	return parts, nil
+}
+
+// composing bounds how many reports are written at a time: that takes the processor,
+// and memory for compression.
+var composing = make(chan struct{}, 2*runtime.GOMAXPROCS(0))
+
+func (r *Reporter) writeParts(ctx context.Context, rep *ruapost.Report) ([]*ruapost.Report, error) {
+	composing <- struct{}{}
+	defer func() { <-composing }()
+	if rep.Kind == ruapost.KindTLS {
+		return []*ruapost.Report{rep}, r.freezeTLS(ctx, rep)
+	}
+	return r.freezeDMARC(ctx, rep)
+}
+
+// syncContent makes sure that the content of reports is on disk.
+func (r *Reporter) syncContent(reports []*ruapost.Report) error {
+	paths := []string{r.Outbox}
+	for _, rep := range reports {
+		paths = append(paths, r.dir(rep))
+		for _, legacy := range formats(rep) {
+			paths = append(paths, r.contentFile(rep, legacy))
+		}
+	}
+	return r.disk.sync(paths...)
+}
+
+// freezeTLS writes a TLS report. Past MaxReportSize there are no further details of
+// failures; the totals stay exact.
+func (r *Reporter) freezeTLS(ctx context.Context, rep *ruapost.Report) error {
+	if err := r.emptyDir(rep); err != nil {
+		return err
+	}
+	var s summary
+	size, err := writeGzip(r.contentFile(rep, false), func(w io.Writer, size func() int64) error {
+		hasRoom := func() bool { return size() < r.MaxReportSize }
+		return r.writeTLS(w, rep, r.tlsPolicies(ctx, rep.Groups, &s, hasRoom))
+	})
+	if err != nil {
+		return err
+	}
+	rep.Size = size
+	rep.Summary, err = json.Marshal(&s)
+	return err
+}
+
+// freezeDMARC writes a DMARC report in all forms that are wanted. The first decides how
+// many rows go into a part.
+func (r *Reporter) freezeDMARC(ctx context.Context, rep *ruapost.Report) ([]*ruapost.Report, error) {
+	rows, stop := iter.Pull2(r.Store.Rows(ctx, rep.Groups[0].ID))
+	defer func() { stop() }()
+	forms := formats(rep)
+	source := &rowSource{next: rows}
+	var parts []*ruapost.Report
+	for !source.done() {
+		part := partOf(rep, len(parts)+1)
+		if err := r.emptyDir(part); err != nil {
+			return nil, err
+		}
+		if err := r.writePart(part, forms[0], source); err != nil {
+			return nil, err
+		}
+		parts = append(parts, part)
+	}
+	if source.err != nil {
+		return nil, source.err
+	}
+	if len(parts) == 0 {
+		return nil, dmarc.ErrNoRows
+	}
+	for _, part := range parts {
+		part.Parts = len(parts)
+	}
+	if len(parts) == 1 {
+		parts[0].Part, parts[0].Parts = 0, 0
+	}
+	for _, legacy := range forms[1:] {
+		if err := r.writeAgain(ctx, rep, parts, legacy); err != nil {
+			return nil, err
+		}
+	}
+	*rep = *parts[0]
+	return parts, nil
+}
+
+// partOf returns the part of rep with that number, without rows so far.
+func partOf(rep *ruapost.Report, number int) *ruapost.Report {
+	part := *rep
+	part.Part = number
+	part.Groups = slices.Clone(rep.Groups)
+	part.Recipients = slices.Clone(rep.Recipients)
+	g := &part.Groups[0]
+	// What is counted without a row is told of in the first part.
+	g.Total, g.Listed, g.Rows, g.Required = g.Total-g.Listed, 0, 0, 0
+	if number > 1 {
+		part.ID = partID(rep.ID, number)
+		g.Total = 0
+	}
+	return &part
+}
+
+// rowSource hands rows out to one part after the other.
+type rowSource struct {
+	next   func() (ruapost.Row, error, bool)
+	peeked bool
+	row    ruapost.Row
+	ok     bool
+	err    error
+}
+
+// done tells whether there are no more rows.
+func (s *rowSource) done() bool {
+	if !s.peeked {
+		s.row, s.err, s.ok = s.next()
+		s.peeked = true
+	}
+	return !s.ok || s.err != nil
+}
+
+// rows returns rows, at least one, for as long as hasRoom.
+func (s *rowSource) rows(hasRoom func(rows int64) bool) iter.Seq2[ruapost.Row, error] {
+	return func(yield func(ruapost.Row, error) bool) {
+		for n := int64(0); (n == 0 || hasRoom(n)) && !s.done(); n++ {
+			s.peeked = false
+			if !yield(s.row, nil) {
+				return
+			}
+		}
+		if s.err != nil {
+			yield(ruapost.Row{}, s.err)
+		}
+	}
+}
+
+// writePart writes as many rows as fit into a part and sets its totals.
+func (r *Reporter) writePart(part *ruapost.Report, legacy bool, source *rowSource) error {
+	var s summary
+	g := &part.Groups[0]
+	size, err := writeGzip(r.contentFile(part, legacy), func(w io.Writer, size func() int64) error {
+		rows := source.rows(func(int64) bool { return size() < r.MaxReportSize-compressorHolds })
+		return r.writeDMARC(w, part, legacy, rows, func(count int64, res *ruapost.DMARCResult) {
+			g.Total += count
+			g.Listed += count
+			g.Rows++
+			s.addDMARC(count, res)
+		})
+	})
+	if err != nil {
+		return err
+	}
+	part.Size = size
+	s.addGroup(g)
+	part.Summary, err = json.Marshal(&s)
+	return err
+}
+
+// writeAgain writes the parts in another form, with the same rows each.
+func (r *Reporter) writeAgain(ctx context.Context, rep *ruapost.Report, parts []*ruapost.Report, legacy bool) error {
+	rows, stop := iter.Pull2(r.Store.Rows(ctx, rep.Groups[0].ID))
+	defer stop()
+	source := &rowSource{next: rows}
+	for _, part := range parts {
+		_, err := writeGzip(r.contentFile(part, legacy), func(w io.Writer, _ func() int64) error {
+			rows := source.rows(func(n int64) bool { return n < part.Groups[0].Rows })
+			return r.writeDMARC(w, part, legacy, rows, nil)
+		})
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// writeContent writes the XML or JSON of a report whose groups are sealed.
-func (r *Reporter) writeContent(ctx context.Context, w io.Writer, rep *ruapost.Report) error {
-	if rep.Kind == ruapost.KindTLS {
-		return tlsrpt.WriteReport(w, &tlsrpt.Report{
-			OrganizationName: r.OrgName,
-			ContactInfo:      r.From,
-			ReportID:         rep.ID,
-			Window:           rep.Window,
-		}, r.tlsPolicies(ctx, rep.Groups))
+// writeDMARC writes the XML of a report. seen, unless nil, is called for each row.
+func (r *Reporter) writeDMARC(w io.Writer, rep *ruapost.Report, legacy bool, rows iter.Seq2[ruapost.Row, error],
+	seen func(int64, *ruapost.DMARCResult),
+) error {
+	format := dmarc.RFC9990
+	if legacy {
+		format = dmarc.RFC7489
 	}
 	g := rep.Groups[0]
 	var notes []string
-	if n := g.Total - g.Listed; n > 0 {
+	if rep.Part > 1 {
+		notes = append(notes, "this is a further part of a report that was too large for one mail")
+	} else if n := g.Total - g.Listed; n > 0 {
 		notes = append(notes, fmt.Sprintf("%d messages are not listed: they differed in too many ways", n))
 	}
-	return dmarc.WriteReport(w, r.Format, &dmarc.Report{
+	return dmarc.WriteReport(w, format, &dmarc.Report{
 		OrgName:  r.OrgName,
 		Email:    r.From,
 		ReportID: rep.ID,
 		Window:   rep.Window,
 		Policy:   *g.DMARC,
 		Errors:   notes,
-	}, r.Store.Rows(ctx, g.ID))
+		Seen:     seen,
+	}, rows)
 }
 
-func (r *Reporter) tlsPolicies(ctx context.Context, groups []ruapost.Group) iter.Seq2[tlsrpt.PolicyEntry, error] {
+func (r *Reporter) writeTLS(w io.Writer, rep *ruapost.Report, policies iter.Seq2[tlsrpt.PolicyEntry, error]) error {
+	return tlsrpt.WriteReport(w, &tlsrpt.Report{
+		OrganizationName: r.OrgName,
+		ContactInfo:      r.From,
+		ReportID:         rep.ID,
+		Window:           rep.Window,
+	}, policies)
+}
+
+// tlsPolicies returns the policies of a TLS report with their failures for as long as
+// hasRoom; all failures that are known go into s.
+func (r *Reporter) tlsPolicies(ctx context.Context, groups []ruapost.Group, s *summary, hasRoom func() bool) iter.Seq2[tlsrpt.PolicyEntry, error] {
 	return func(yield func(tlsrpt.PolicyEntry, error) bool) {
 		for _, g := range groups {
+			s.addGroup(&g)
 			entry := tlsrpt.PolicyEntry{
 				Policy:     *g.TLS,
 				Successful: g.Total - g.Failed,
 				Failed:     g.Failed,
-				Failures:   r.Store.Rows(ctx, g.ID),
+				Failures:   observeTLS(r.Store.Rows(ctx, g.ID), s, hasRoom),
 			}
 			if !yield(entry, nil) {
 				return
 			}
 		}
 	}
+}
+
+func observeTLS(rows iter.Seq2[ruapost.Row, error], s *summary, hasRoom func() bool) iter.Seq2[ruapost.Row, error] {
+	return func(yield func(ruapost.Row, error) bool) {
+		for row, err := range rows {
+			var f ruapost.TLSFailure
+			if err == nil {
+				err = json.Unmarshal(row.Data, &f)
+			}
+			if err == nil {
+				s.addTLS(row.Count, &f)
+				if !hasRoom() {
+					continue
+				}
+			}
+			if !yield(row, err) {
+				return
+			}
+		}
+	}
+}
+
+// emptyDir makes an empty folder for a report that is about to be written.
+func (r *Reporter) emptyDir(rep *ruapost.Report) error {
+	err := mkdir(r.dir(rep))
+	if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err := os.RemoveAll(r.dir(rep)); err != nil {
+		return err
+	}
+	return mkdir(r.dir(rep))
+}
+
+// compressorHolds is how many octets may come out of the compressor after its last
+// input: it works on blocks.
+const compressorHolds = 64 << 10
+
+// compressors are reused: each is about a megabyte.
+var compressors = sync.Pool{New: func() any { return gzip.NewWriter(io.Discard) }}
+
+// writeGzip writes a compressed file, see writeFile, and returns its size. What write
+// is given tells how large it is so far.
+func writeGzip(path string, write func(w io.Writer, size func() int64) error) (size int64, err error) {
+	zw := compressors.Get().(*gzip.Writer)
+	defer compressors.Put(zw)
+	err = writeFile(path, func(w io.Writer) error {
+		counting := &countingWriter{w: w}
+		zw.Reset(counting)
+		err := write(zw, func() int64 { return counting.n })
+		if err == nil {
+			err = zw.Close()
+		}
+		size = counting.n
+		return err
+	})
+	return size, err
+}
+
+type countingWriter struct {
+	w io.Writer
+	n int64
+}
+
+func (c *countingWriter) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	c.n += int64(n)
+	return n, err
 }
 
 // What is in the outbox belongs to its group, whatever the umask: a run by root must
@@ -130,8 +383,7 @@ func exists(path string) (bool, error) {
 	return true, nil
 }
 
-// writeFile writes a file, in the place of one that an earlier run did not finish,
-// that is safely on disk when writeFile returns.
+// writeFile writes a file, in the place of one that an earlier run did not finish.
 func writeFile(path string, write func(io.Writer) error) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -140,18 +392,10 @@ func writeFile(path string, write func(io.Writer) error) error {
 	if err != nil {
 		return err
 	}
-	w := bufio.NewWriterSize(f, 64<<10)
+	w := bufio.NewWriterSize(f, 32<<10)
 	if err := errors.Join(f.Chmod(fileMode), write(w)); err != nil {
 		f.Close()
 		return err
 	}
-	return errors.Join(w.Flush(), f.Sync(), f.Close())
-}
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return errors.Join(w.Flush(), f.Close())
 }

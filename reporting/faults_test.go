@@ -25,7 +25,7 @@ import (
 // report returns the one report that there is.
 func (r *rig) report() *ruapost.Report {
 	r.t.Helper()
-	reports, err := r.store.Reports(r.t.Context())
+	reports, err := r.reports()
 	if err != nil || len(reports) != 1 {
 		r.t.Fatalf("reports %+v, %v; want one", reports, err)
 	}
@@ -81,7 +81,11 @@ func TestOverrideNamesTheServed(t *testing.T) {
 	}
 	rep := &ruapost.Report{Recipients: []ruapost.Recipient{asked, sent, asked, kept}}
 	rep.Recipients[2].Address = "d@third.example"
-	r.noteAnswers(rep, []answer{
+	run, err := r.newRun(t.Context(), Selection{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run.noteAnswers(rep, []answer{
 		{asked: true, instead: []ruapost.Recipient{waiting("b@third.example"), waiting("c@third.example"), waiting("e1@x.example"), waiting("e2@x.example"), waiting("e3@x.example")}},
 		{},
 		{asked: true},
@@ -107,7 +111,7 @@ func TestNoMailIsRepeatedForAnOverride(t *testing.T) {
 	// The first one is of the other's host after all.
 	rep := r.report()
 	rep.Recipients[0].Address = "a@third.example"
-	if err := r.store.PutReport(t.Context(), rep); err != nil {
+	if err := r.store.PutReports(t.Context(), rep); err != nil {
 		t.Fatal(err)
 	}
 	r.dns.Add(`example.com._report._dmarc.third.example. 300 IN TXT "v=DMARC1; rua=mailto:b@third.example"`)
@@ -130,17 +134,17 @@ func TestUnusableDestinations(t *testing.T) {
 	r.recordSession("evil.example")
 	r.recordSession("https.example")
 	var out bytes.Buffer
-	if err := r.DryRun(t.Context(), &out, false); err != nil || !strings.Contains(out.String(), "https://https.example/report: https is not supported yet, would be dropped") {
+	if err := r.DryRun(t.Context(), &out, Selection{}); err != nil || !strings.Contains(out.String(), "https://https.example/report: nothing is sent to https destinations, would be dropped") {
 		t.Errorf("%v\n%s", err, &out)
 	}
 	r.send()
-	if d := cmp.Diff([]string{"ok@evil.example"}, r.recipientsOfMails()); d != "" {
+	if d := cmp.Diff([]string{"ok@evil.example", "ü@evil.example"}, r.recipientsOfMails()); d != "" {
 		t.Error(d)
 	}
-	if left, err := r.due(t.Context(), true); err != nil || len(left) != 0 {
+	if left, err := r.due(t.Context(), Selection{Open: true}); err != nil || len(left) != 0 {
 		t.Errorf("left %+v, %v", left, err)
 	}
-	if d := cmp.Diff([]string{"ok@evil.example sent"}, r.states()); d != "" {
+	if d := cmp.Diff([]string{"ü@evil.example sent", "ok@evil.example sent"}, r.states()); d != "" {
 		t.Error(d)
 	}
 }
@@ -155,8 +159,8 @@ func TestMailThatCannotBeComposed(t *testing.T) {
 	r.recordSession("example.com")
 	r.send()
 	rep := r.report()
-	rep.Recipients[0].Address = "ü@example.com"
-	if err := r.store.PutReport(t.Context(), rep); err != nil {
+	rep.Recipients[0].Address = "a b@example.com"
+	if err := r.store.PutReports(t.Context(), rep); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Remove(filepath.Join(r.mails, "status b@example.com")); err != nil {
@@ -169,7 +173,7 @@ func TestMailThatCannotBeComposed(t *testing.T) {
 	if d := cmp.Diff([]string{"b@example.com"}, r.recipientsOfMails()); d != "" {
 		t.Error(d)
 	}
-	if got := r.states(); !strings.HasPrefix(got[0], "ü@example.com failed given up after 24h") || r.report().State != ruapost.ReportDone {
+	if got := r.states(); !strings.HasPrefix(got[0], "a b@example.com failed given up after 24h") || r.report().State != ruapost.ReportDone {
 		t.Errorf("%q", got)
 	}
 }
@@ -189,7 +193,7 @@ func TestEmptiedOutbox(t *testing.T) {
 		t.Error(d)
 	}
 	var out bytes.Buffer
-	if err := r.Show(t.Context(), &out, "example.com"); err != nil || !strings.Contains(out.String(), errNoContent.Error()) {
+	if err := r.Show(t.Context(), &out, "example.com", Contents{}); err != nil || !strings.Contains(out.String(), errNoContent.Error()) {
 		t.Errorf("show: %v\n%s", err, &out)
 	}
 }
@@ -206,14 +210,14 @@ func TestReportThatCannotBeComposed(t *testing.T) {
 	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=none; rua=mailto:a@example.com"`)
 	r.record("example.com", 1)
 	r.Store = noRows{r.store}
-	for _, after := range []time.Duration{0, Keep - time.Hour} {
+	for _, after := range []time.Duration{0, keep - time.Hour} {
 		r.clock = r.clock.Add(after)
-		if err := r.Send(t.Context(), false); err == nil || r.report().State != ruapost.ReportSealed {
+		if err := r.Send(t.Context(), Selection{}); err == nil || r.report().State != ruapost.ReportSealed {
 			t.Fatalf("%v, %+v", err, r.report())
 		}
 	}
 	r.clock = r.clock.Add(time.Hour)
-	if err := r.Send(t.Context(), false); err == nil || !strings.Contains(err.Error(), "given up after 168h") {
+	if err := r.Send(t.Context(), Selection{}); err == nil || !strings.Contains(err.Error(), "given up after 168h") {
 		t.Errorf("given up in silence: %v", err)
 	}
 	rep := r.report()
@@ -246,7 +250,7 @@ func TestModes(t *testing.T) {
 	r.send()
 	dir := r.dir(r.report())
 	got := map[string]os.FileMode{}
-	for _, path := range []string{r.Outbox, filepath.Join(r.Outbox, ".lock"), dir, r.contentFile(r.report()), filepath.Join(dir, mailName("a@example.com"))} {
+	for _, path := range []string{r.Outbox, filepath.Join(r.Outbox, ".lock"), dir, r.contentFile(r.report(), false), filepath.Join(dir, mailName("a@example.com"))} {
 		st, err := os.Stat(path)
 		if err != nil {
 			t.Fatal(err)
@@ -274,7 +278,7 @@ func TestKilledSendmailIsTemporary(t *testing.T) {
 	if got := r.states(); !strings.HasPrefix(got[0], "a@example.com waiting sendmail: exit status 137") {
 		t.Errorf("%q", got)
 	}
-	err := r.sendmail(t.Context(), filepath.Join(r.Outbox, "missing"), "a@example.com")
+	err := r.sendmail(t.Context(), filepath.Join(r.Outbox, "missing"), r.From, "a@example.com")
 	if err == nil || isFinal(err) || errors.Is(err, errSendmail) {
 		t.Errorf("mail that is not there: %v", err)
 	}
@@ -291,7 +295,7 @@ func TestFirstAttemptAfterDowntime(t *testing.T) {
 	r.sendmailSays("a@example.com", "75")
 	good := r.Sendmail
 	r.Sendmail = []string{"/bin/sh", "-c", "exit 127"} // it cannot be run: no attempt
-	if err := r.Send(t.Context(), false); !errors.Is(err, errSendmail) {
+	if err := r.Send(t.Context(), Selection{}); !errors.Is(err, errSendmail) {
 		t.Fatal(err)
 	}
 	r.Sendmail = good
@@ -326,9 +330,9 @@ func TestClockThatWasAhead(t *testing.T) {
 	r.send()
 	r.clock = now.Add(time.Hour)
 	r.send()
-	r.clock = r.clock.Add(Keep)
+	r.clock = r.clock.Add(keep)
 	r.send()
-	if reports, err := r.store.Reports(t.Context()); err != nil || len(reports) != 0 {
+	if reports, err := r.reports(); err != nil || len(reports) != 0 {
 		t.Errorf("kept: %+v, %v", reports, err)
 	}
 }
@@ -375,14 +379,14 @@ func TestRecipientsAreAskedAtOnce(t *testing.T) {
 
 func TestReportsAreMadeAtOnce(t *testing.T) {
 	r := newRig(t)
-	for i := range workers {
-		d := fmt.Sprintf("d%d.crowd.example", i)
+	for i := range preparing {
+		d := fmt.Sprintf("d%d-crowd.example", i)
 		r.dns.Add(fmt.Sprintf(`_dmarc.%s. 300 IN TXT "v=DMARC1; p=none; rua=mailto:r@%[1]s"`, d))
 		r.record(d, 1)
 	}
-	r.Resolver = &crowd{Resolver: r.Resolver, below: ".crowd.example", want: workers, full: make(chan struct{})}
+	r.Resolver = &crowd{Resolver: r.Resolver, below: "-crowd.example", want: preparing, full: make(chan struct{})}
 	r.send()
-	if got := r.taken(); len(got) != workers {
+	if got := r.taken(); len(got) != preparing {
 		t.Errorf("%d mails", len(got))
 	}
 }
@@ -395,8 +399,8 @@ func TestFaultsAndStops(t *testing.T) {
 	for i := range items {
 		items[i] = i
 	}
-	err := each(ctx, items, func(ctx context.Context, i *int) error {
-		switch *i {
+	err := each(ctx, 8, slices.Values(items), func(ctx context.Context, i int) error {
+		switch i {
 		case 3:
 			return fault
 		case 50:
@@ -404,14 +408,14 @@ func TestFaultsAndStops(t *testing.T) {
 		}
 		return ctx.Err()
 	})
-	if !errors.Is(err, fault) || !errors.Is(err, context.Canceled) {
+	if !errors.Is(err, fault) || errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
-	if err := each(ctx, items, func(ctx context.Context, i *int) error { return fault }); errors.Is(err, fault) || !errors.Is(err, context.Canceled) {
+	if err := each(ctx, 8, slices.Values(items), func(ctx context.Context, i int) error { return fault }); err != nil {
 		t.Errorf("after the stop: %v", err)
 	}
-	err = each(t.Context(), items, func(ctx context.Context, i *int) error {
-		if *i == 0 {
+	err = each(t.Context(), 8, slices.Values(items), func(ctx context.Context, i int) error {
+		if i == 0 {
 			return errSendmail
 		}
 		<-ctx.Done()
@@ -428,11 +432,11 @@ func TestNothingListed(t *testing.T) {
 	r.record("example.com", 1)
 	r.Store = unlisted{r.store}
 	var out bytes.Buffer
-	if err := r.Show(t.Context(), &out, "example.com"); err != nil || !strings.Contains(out.String(), "no dmarc report of 1 counted: none of its rows fits into a report") {
+	if err := r.Preview(t.Context(), &out, "example.com"); err != nil || !strings.Contains(out.String(), "1 counted: none of its rows fits into a report") {
 		t.Errorf("show: %v\n%s", err, &out)
 	}
 	r.send()
-	if left, err := r.due(t.Context(), true); err != nil || len(left) != 0 {
+	if left, err := r.due(t.Context(), Selection{Open: true}); err != nil || len(left) != 0 {
 		t.Errorf("left %+v, %v", left, err)
 	}
 }

@@ -1,48 +1,89 @@
 package reporting
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
+	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
 	"os"
-	"strings"
-	"time"
+	"path/filepath"
+	"slices"
 
 	"ruapost"
+	"ruapost/bounce"
 	"ruapost/compose"
 	"ruapost/dmarc"
 	"ruapost/internal/mailtouri"
 	"ruapost/tlsrpt"
 )
 
-// mailName is the name of the file with the mail to an address, which comes from the
-// network and so does not stand in it.
-func mailName(address string) string {
-	h := sha256.Sum256([]byte(address))
-	return hex.EncodeToString(h[:8]) + ".eml"
+// mailFile is the file with the mail to rc, whose address comes from the network and
+// so does not stand in the name.
+func (r *Reporter) mailFile(rep *ruapost.Report, rc *ruapost.Recipient) string {
+	h := sha256.Sum256([]byte(rc.Address))
+	return filepath.Join(r.dir(rep), hex.EncodeToString(h[:8])+".eml")
 }
 
-// composeMail writes the mail with the report to rc into the file at path.
+// errTooLarge means that the destination says that it takes no report of this size.
+var errTooLarge = errors.New("the report is larger than the destination takes")
+
+// composeMail writes the mail to rc into the file at path: the report, or, if that is too
+// large for all who want it, what RFC 7489 7.2.2 has for this. The error wraps
+// errTooLarge if it is too large for rc alone.
 func (r *Reporter) composeMail(path string, rep *ruapost.Report, rc *ruapost.Recipient) error {
 	if r.Signer == nil {
 		r.unsigned.Do(func() {
 			slog.Warn("reports are not signed here: set [dkim], unless a milter signs what sendmail submits")
 		})
 	}
-	msg := &compose.Message{
+	msg := r.reportMail(rep, rc)
+	if isTooLarge(rep, rc) {
+		if fitsAnybody(rep) {
+			return errTooLarge
+		}
+		var err error
+		if msg, err = r.errorMail(rep, rc); err != nil {
+			return err
+		}
+	}
+	return writeFile(path, func(w io.Writer) error { return msg.Write(compose.UnixLines(w), r.Signer) })
+}
+
+// isTooLarge tells whether the report is larger than rc takes. Only RFC 7489 knows such a
+// limit (6.2), for the report after compression and encoding.
+func isTooLarge(rep *ruapost.Report, rc *ruapost.Recipient) bool {
+	return rc.Legacy && rc.MaxSize > 0 && uint64(encodedSize(rep)) > rc.MaxSize
+}
+
+// encodedSize is the size of the content as it stands in a mail: base64 in lines of 76.
+func encodedSize(rep *ruapost.Report) int64 { return (rep.Size + 56) / 57 * 78 }
+
+// fitsAnybody tells whether any recipient takes a report of this size.
+func fitsAnybody(rep *ruapost.Report) bool {
+	return slices.ContainsFunc(rep.Recipients, func(rc ruapost.Recipient) bool {
+		return rc.State != ruapost.RecipientSuppressed && !isTooLarge(rep, &rc)
+	})
+}
+
+// newMail returns a mail to rc that is to be filled.
+func (r *Reporter) newMail(rc *ruapost.Recipient) *compose.Message {
+	return &compose.Message{
 		From:      r.From,
 		FromName:  r.OrgName,
 		To:        rc.Address,
 		Date:      r.now(),
-		MessageID: compose.NewMessageID(r.Domain),
-		Text:      r.text(rep),
-		Attachment: compose.Attachment{
-			Open: func() (io.ReadCloser, error) { return os.Open(r.contentFile(rep)) },
-		},
+		MessageID: compose.NewMessageID(mailtouri.Domain(r.From)),
 	}
+}
+
+func (r *Reporter) reportMail(rep *ruapost.Report, rc *ruapost.Recipient) *compose.Message {
 	submitter := r.submitter(rep.Kind)
+	msg := r.newMail(rc)
+	msg.Text = r.text(rep)
+	msg.Attachment.Open = func() (io.ReadCloser, error) { return os.Open(r.contentFile(rep, rc.Legacy)) }
 	switch rep.Kind {
 	case ruapost.KindDMARC:
 		msg.Subject = dmarc.Subject(rep.Domain, submitter, rep.ID)
@@ -57,10 +98,25 @@ func (r *Reporter) composeMail(path string, rep *ruapost.Report, rc *ruapost.Rec
 			// RFC 8460 3: the report about failing TLS must not fail for it.
 			{Name: "TLS-Required", Value: "No"},
 		}
-		msg.Attachment.ContentType = "application/tlsrpt+gzip"
+		msg.Attachment.ContentType = tlsrpt.MediaType
 		msg.Attachment.Filename = tlsrpt.Filename(submitter, rep.Domain, rep.Window, rep.ID)
 	}
-	return writeFile(path, func(w io.Writer) error { return msg.Write(compose.UnixLines(w), r.Signer) })
+	return msg
+}
+
+// errorMail returns the mail that says that the report was too large.
+func (r *Reporter) errorMail(rep *ruapost.Report, rc *ruapost.Recipient) (*compose.Message, error) {
+	e := &dmarc.ErrorReport{
+		Date: r.now(), Domain: rep.Domain, Submitter: r.submitter(rep.Kind), ReportID: rep.ID, Size: encodedSize(rep),
+	}
+	for _, other := range rep.Recipients {
+		e.URIs = append(e.URIs, other.URI)
+	}
+	msg := r.newMail(rc)
+	msg.Subject = e.Subject()
+	var err error
+	msg.Text, err = e.Text()
+	return msg, err
 }
 
 // submitter is the domain that reports of a kind come from.
@@ -71,26 +127,34 @@ func (r *Reporter) submitter(kind ruapost.Kind) string {
 	return r.Domain
 }
 
-// text is what a person reads who opens the mail.
+// text is what a person reads who opens the mail. Without the summary it has the totals.
 func (r *Reporter) text(rep *ruapost.Report) string {
-	var b strings.Builder
-	var total, failed int64
-	for _, g := range rep.Groups {
-		total += g.Total
-		failed += g.Failed
+	var s summary
+	if err := json.Unmarshal(rep.Summary, &s); err != nil { // one of an older version
+		s = summary{}
+		for _, g := range rep.Groups {
+			s.addGroup(&g)
+		}
 	}
-	if rep.Kind == ruapost.KindDMARC {
-		fmt.Fprintf(&b, "This is a DMARC aggregate report about mail that claimed to come from\n%s.\n\n", rep.Domain)
-	} else {
-		fmt.Fprintf(&b, "This is an SMTP TLS report about connections to the mail servers of\n%s.\n\n", rep.Domain)
+	return s.text(rep, r.submitter(rep.Kind))
+}
+
+// envelopeSender returns the address that bounces of the mail to rc come to.
+func (run *run) envelopeSender(rep *ruapost.Report, rc *ruapost.Recipient) (string, error) {
+	if run.BounceMaildir == "" {
+		return run.From, nil
 	}
-	fmt.Fprintf(&b, "Submitter:  %s\nReport-ID:  %s\nPeriod:     %s to %s UTC\n",
-		r.submitter(rep.Kind), rep.ID, rep.Window.Start.Format(time.DateTime), rep.Window.Last().Format(time.DateTime))
-	if rep.Kind == ruapost.KindDMARC {
-		fmt.Fprintf(&b, "Messages:   %d\n", total)
-	} else {
-		fmt.Fprintf(&b, "Sessions:   %d, of which %d failed\n", total, failed)
+	return bounce.Sender(run.secret, run.From, run.BounceDelimiter, rep.ID, rc.Address)
+}
+
+// post sends a TLS report to an https destination.
+func (run *run) post(ctx context.Context, rep *ruapost.Report, rc *ruapost.Recipient) error {
+	file := run.contentFile(rep, false)
+	if there, err := exists(file); err != nil {
+		return err
+	} else if !there {
+		return errNoContent
 	}
-	b.WriteString("\nThe report is attached. It was made by a program; nobody reads answers.\n")
-	return b.String()
+	open := func() (io.ReadCloser, error) { return os.Open(file) }
+	return run.HTTPS.post(ctx, rc.Address, tlsrpt.MediaType, open, rep.Size)
 }

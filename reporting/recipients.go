@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net/url"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"ruapost"
 	"ruapost/dmarc"
@@ -13,91 +17,222 @@ import (
 	"ruapost/tlsrpt"
 )
 
-// noReport is the error that there is to be no report, and says why.
-type noReport string
+// ruaURI is a destination as it stands in the domain's record.
+type ruaURI struct {
+	raw     string
+	scheme  string
+	address string   // of mailto
+	url     *url.URL // of https
+	maxSize uint64
+}
 
-func (n noReport) Error() string { return string(n) }
-
-const nobody = noReport("nobody wants the report any more")
-
-// recipients looks the domain's record up again and returns whom it names now, at
-// most MaxRecipients. The error is a noReport if there is nobody, or temporary.
-func (r *Reporter) recipients(ctx context.Context, kind ruapost.Kind, domain string) ([]ruapost.Recipient, error) {
+// wanted returns who is to get a report that can be made. The error is a noReport or
+// temporary.
+func (r *Reporter) wanted(ctx context.Context, d *dueReport, suppressed suppressions) ([]ruapost.Recipient, error) {
+	if err := r.reportable(d); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	published, err := r.published(ctx, kind, domain)
+	published, err := r.published(ctx, d.kind, d.domain)
 	if err != nil {
 		return nil, err
 	}
-	var list []ruapost.Recipient
-	var unusable []string
-	for _, u := range published {
-		if err := usable(u); err != nil {
-			unusable = append(unusable, fmt.Sprintf("%s: %v", u.Raw, err))
-			continue
-		}
-		list = addRecipient(list, ruapost.Recipient{
-			URI: u.Raw, Address: u.Address, State: ruapost.RecipientWaiting,
-			Accepted: kind == ruapost.KindTLS, // RFC 8460 7: nobody else has to agree
-		})
+	if len(published) == 0 {
+		return nil, errNobody
 	}
-	switch {
-	case len(list) > 0:
-		return list, nil
-	case len(unusable) > 0:
-		return nil, noReport(ruapost.Clean("no destination can be used: "+strings.Join(unusable, ", "), 500))
-	}
-	return nil, nobody
+	return r.recipients(d, published, suppressed)
 }
 
 // published returns the destinations in the domain's record.
-func (r *Reporter) published(ctx context.Context, kind ruapost.Kind, domain string) ([]dmarc.URI, error) {
+func (r *Reporter) published(ctx context.Context, kind ruapost.Kind, domain string) (list []ruaURI, err error) {
 	if kind == ruapost.KindDMARC {
 		record, err := dmarc.LookupRecord(ctx, r.Resolver, domain)
 		if errors.Is(err, dmarc.ErrNoRecord) {
-			return nil, nobody
+			return nil, errNobody
 		}
 		if err != nil {
 			return nil, err
 		}
-		return record.RUA, nil
+		for _, u := range record.RUA {
+			list = append(list, ruaURI{raw: u.Raw, scheme: u.Scheme, address: u.Address, maxSize: u.MaxSize})
+		}
+		return list, nil
 	}
 	record, err := tlsrpt.LookupRecord(ctx, r.Resolver, domain)
 	if errors.Is(err, tlsrpt.ErrNoRecord) || errors.Is(err, tlsrpt.ErrMultipleRecords) {
-		return nil, nobody
+		return nil, errNobody
 	}
 	if err != nil {
 		return nil, err
 	}
-	var uris []dmarc.URI
 	for _, u := range record.RUA {
-		uris = append(uris, dmarc.URI{Raw: u.Raw, Scheme: u.Scheme, Address: u.Address})
+		list = append(list, ruaURI{raw: u.Raw, scheme: u.Scheme, address: u.Address, url: u.URL})
 	}
-	return uris, nil
+	return list, nil
 }
 
-// usable returns why no mail can be sent to u, or nil.
-func usable(u dmarc.URI) error {
-	switch {
-	case u.Address == "":
-		return fmt.Errorf("%s is not supported yet", u.Scheme)
-	case mailtouri.NeedsSMTPUTF8(u.Address):
-		return errors.New("mail addresses beyond ASCII are not supported yet")
-	case ruapost.Labels(mailtouri.Domain(u.Address)) == 1:
-		// Such as localhost: the network does not get to write to our own accounts.
-		return errors.New("the host has no dot")
+// recipients returns those of the destinations that may get the report, at most
+// MaxRecipients, in their order (RFC 9990 3.5). The error is a noReport.
+func (r *Reporter) recipients(d *dueReport, published []ruaURI, suppressed suppressions) ([]ruapost.Recipient, error) {
+	var list []ruapost.Recipient
+	var unusable []string
+	why := error(errSuppressed) // if none is left: what the last one left out was left out for
+	for _, u := range published {
+		rc, err := r.recipient(d, u)
+		if _, none := errors.AsType[noReport](err); none {
+			why = err
+			continue
+		}
+		if err != nil {
+			unusable = append(unusable, fmt.Sprintf("%s: %v", u.raw, err))
+			continue
+		}
+		r.suppress(&rc, suppressed)
+		list = r.addRecipient(list, rc)
 	}
-	return nil
+	isWaiting := func(rc ruapost.Recipient) bool { return rc.State == ruapost.RecipientWaiting }
+	switch {
+	case slices.ContainsFunc(list, isWaiting):
+		return list, nil
+	case len(list) == 0 && len(unusable) > 0:
+		return nil, noReport{errNobody.counter, ruapost.Clean("no destination can be used: "+strings.Join(unusable, ", "), 500)}
+	}
+	return nil, why
+}
+
+// recipient returns the recipient that a destination of a domain's record stands for.
+// The error is a noReport if it must not get the report, or else says why it cannot.
+func (r *Reporter) recipient(d *dueReport, u ruaURI) (ruapost.Recipient, error) {
+	rc := ruapost.Recipient{URI: u.raw, Address: u.address, State: ruapost.RecipientWaiting, MaxSize: u.maxSize}
+	switch {
+	case u.url != nil && r.HTTPS != nil:
+		rc.Address, rc.HTTPS = u.url.String(), true
+	case u.address == "":
+		return rc, fmt.Errorf("nothing is sent to %s destinations", u.scheme)
+	}
+	switch host := hostOf(&rc); {
+	case ruapost.Labels(host) == 1:
+		// Such as localhost: the network does not get to write to our own accounts.
+		return rc, errors.New("the host has no dot")
+	case has(r.ExcludedRecipients, rc.Address) || has(r.ExcludedRecipients, host):
+		return rc, errAllExcluded
+	case r.isOwn(rc.Address):
+		return rc, errOwnAddresses
+	}
+	rc.Legacy = r.Format == dmarc.RFC7489 || has(r.Legacy, d.domain) || has(r.Legacy, rc.Address)
+	rc.Accepted = d.kind == ruapost.KindTLS // RFC 8460 7: nobody else has to agree
+	return rc, nil
+}
+
+// isOwn tells whether mail to address comes to where reports come from, or bounces go.
+func (r *Reporter) isOwn(address string) bool {
+	if strings.EqualFold(address, r.From) {
+		return true
+	}
+	local, domain, _ := strings.Cut(r.From, "@")
+	local += r.BounceDelimiter
+	return r.BounceDelimiter != "" && len(address) > len(local) && strings.EqualFold(address[:len(local)], local) &&
+		mailtouri.Domain(address) == domain
+}
+
+// hostOf returns the domain that a recipient is at.
+func hostOf(rc *ruapost.Recipient) string {
+	if !rc.HTTPS {
+		return mailtouri.Domain(rc.Address)
+	}
+	u, err := url.Parse(rc.Address)
+	if err != nil {
+		return "" // not one that recipient has made
+	}
+	return u.Hostname()
 }
 
 // addRecipient adds rc to list unless its address is there already, in whatever
-// state, or the list is full.
-func addRecipient(list []ruapost.Recipient, rc ruapost.Recipient) []ruapost.Recipient {
-	known := slices.ContainsFunc(list, func(o ruapost.Recipient) bool { return o.Address == rc.Address })
-	if known || len(list) >= MaxRecipients {
+// state, or the list is full. Those that are suppressed take nobody's place.
+func (r *Reporter) addRecipient(list []ruapost.Recipient, rc ruapost.Recipient) []ruapost.Recipient {
+	served := 0
+	for _, o := range list {
+		if o.Address == rc.Address {
+			return list
+		}
+		if o.State != ruapost.RecipientSuppressed {
+			served++
+		}
+	}
+	if served >= r.MaxRecipients {
 		return list
 	}
 	return append(list, rc)
+}
+
+// answer is what accept returned for a recipient that was asked.
+type answer struct {
+	asked   bool
+	instead []ruapost.Recipient
+	err     error
+}
+
+// askRecipients asks those recipients that are due whether they accept the report,
+// and notes the answers in rep. It tells whether anybody was asked.
+func (run *run) askRecipients(ctx context.Context, rep *ruapost.Report) bool {
+	answers := run.ask(ctx, rep)
+	asked := slices.ContainsFunc(answers, func(a answer) bool { return a.asked })
+	if asked && ctx.Err() == nil {
+		run.noteAnswers(rep, answers)
+	}
+	return asked
+}
+
+// ask asks the recipients that are due, all at once, and returns an answer for each
+// recipient of the report.
+func (r *Reporter) ask(ctx context.Context, rep *ruapost.Report) []answer {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	answers := make([]answer, len(rep.Recipients))
+	var asking sync.WaitGroup
+	for i, rc := range rep.Recipients {
+		if rc.Accepted || !r.isDue(&rc) {
+			continue
+		}
+		asking.Go(func() {
+			instead, err := r.accept(ctx, rep.Domain, rc)
+			answers[i] = answer{true, instead, err}
+		})
+	}
+	asking.Wait()
+	return answers
+}
+
+// noteAnswers puts the answers into the report. Those who are named in the place of
+// others come last: they must not displace anybody.
+func (run *run) noteAnswers(rep *ruapost.Report, answers []answer) {
+	var list, added []ruapost.Recipient
+	for i, rc := range rep.Recipients {
+		switch a := answers[i]; {
+		case !a.asked:
+		case errors.Is(a.err, errRefused):
+			run.attempt(&rc)
+			run.giveUp(rep, &rc, a.err)
+		case a.err != nil:
+			run.attempt(&rc)
+			run.putOff(rep, &rc, a.err)
+		case len(a.instead) > 0:
+			added = append(added, a.instead...)
+			continue
+		default:
+			rc.Accepted, rc.Attempts, rc.First, rc.Last, rc.Error = true, 0, time.Time{}, time.Time{}, ""
+		}
+		list = append(list, rc)
+	}
+	for _, rc := range added {
+		run.suppress(&rc, run.suppressed)
+		list = run.addRecipient(list, rc)
+	}
+	if len(list) == 0 {
+		slog.Warn("nobody is left to get the report", "domain", rep.Domain, "report_id", rep.ID)
+	}
+	rep.Recipients = list
 }
 
 // errRefused means that the destination did not agree to get reports about a
@@ -116,9 +251,12 @@ func (r *Reporter) accept(ctx context.Context, domain string, rc ruapost.Recipie
 	case !accepted:
 		return nil, errRefused
 	}
+	d := &dueReport{kind: ruapost.KindDMARC, domain: domain}
 	for _, o := range override {
-		if usable(o) == nil {
-			instead = append(instead, ruapost.Recipient{URI: rc.URI, Address: o.Address, Accepted: true, State: ruapost.RecipientWaiting})
+		other, err := r.recipient(d, ruaURI{raw: rc.URI, scheme: o.Scheme, address: o.Address, maxSize: o.MaxSize})
+		if err == nil {
+			other.Accepted = true
+			instead = append(instead, other)
 		}
 	}
 	if len(override) > 0 && len(instead) == 0 {

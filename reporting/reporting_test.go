@@ -126,8 +126,27 @@ func newRig(t *testing.T) *rig {
 		OrgName: "Reporter & Söhne", Domain: "reporter.example", From: "reports@reporter.example",
 		Format: dmarc.RFC9990, Sendmail: []string{os.Args[0], "-i"}, Outbox: t.TempDir(),
 		Signer: signer, Now: func() time.Time { return r.clock },
+		Keep: keep, MaxRecipients: 5, MaxReportSize: 10_000_000, MaxPerDay: 10_000, MaxPerDestination: 50, BounceDelimiter: "+",
 	}
 	return r
+}
+
+const keep = 7 * 24 * time.Hour
+
+// reports returns all reports of the store.
+func (r *rig) reports() (all []ruapost.Report, err error) {
+	for rep, err := range r.store.Reports(r.t.Context()) {
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, rep)
+	}
+	return all, nil
+}
+
+// mailName is the name of the file with the mail to an address.
+func mailName(address string) string {
+	return filepath.Base((&Reporter{}).mailFile(&ruapost.Report{}, &ruapost.Recipient{Address: address}))
 }
 
 func (r *rig) record(domain string, n int) {
@@ -150,7 +169,7 @@ func (r *rig) record(domain string, n int) {
 
 func (r *rig) send() {
 	r.t.Helper()
-	if err := r.Send(r.t.Context(), false); err != nil {
+	if err := r.Send(r.t.Context(), Selection{}); err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -252,12 +271,12 @@ func TestDMARCReport(t *testing.T) {
 	if left, err := os.ReadDir(filepath.Join(r.Outbox, id)); err != nil || len(left) != 1 {
 		t.Errorf("outbox has %v, %v; want the report alone", left, err)
 	}
-	r.clock = r.clock.Add(Keep)
+	r.clock = r.clock.Add(keep)
 	r.send()
 	if left, err := filepath.Glob(filepath.Join(r.Outbox, "[^.]*")); err != nil || len(left) != 0 {
 		t.Errorf("outbox keeps %v, %v", left, err)
 	}
-	if reports, err := r.store.Reports(t.Context()); err != nil || len(reports) != 0 {
+	if reports, err := r.reports(); err != nil || len(reports) != 0 {
 		t.Errorf("store keeps %v, %v", reports, err)
 	}
 }
@@ -349,7 +368,7 @@ func TestExternalDestinations(t *testing.T) {
 		t.Error(d)
 	}
 	var out bytes.Buffer
-	if err := r.List(t.Context(), &out); err != nil || !strings.Contains(out.String(), "a@refuses.example") ||
+	if err := r.List(t.Context(), &out, View{}); err != nil || !strings.Contains(out.String(), "a@refuses.example") ||
 		!strings.Contains(out.String(), "failed: "+errRefused.Error()) {
 		t.Errorf("list: %v\n%s", err, &out)
 	}
@@ -373,15 +392,15 @@ func TestNobodyWantsIt(t *testing.T) {
 		r.record(d, 1)
 	}
 	r.send()
-	left, err := r.due(t.Context(), true)
+	left, err := r.due(t.Context(), Selection{Open: true})
 	if err != nil || len(left) != 1 || left[0].domain != "down.example" {
 		t.Errorf("left %+v, %v; want only the domain whose DNS is down", left, err)
 	}
-	r.clock = r.clock.Add(Keep)
+	r.clock = r.clock.Add(keep)
 	r.freshResolver()
 	r.send()
-	if left, err := r.due(t.Context(), true); err != nil || len(left) != 0 {
-		t.Errorf("left %+v, %v after %s", left, err, Keep)
+	if left, err := r.due(t.Context(), Selection{Open: true}); err != nil || len(left) != 0 {
+		t.Errorf("left %+v, %v after %s", left, err, keep)
 	}
 	if got := r.taken(); len(got) != 0 {
 		t.Errorf("%d mails", len(got))
@@ -451,7 +470,7 @@ func TestSendmailStatus(t *testing.T) {
 	status("later@example.com", "75")
 	status("never@example.com", "67")
 	r.send()
-	reports, err := r.store.Reports(t.Context())
+	reports, err := r.reports()
 	if err != nil || len(reports) != 1 {
 		t.Fatal(reports, err)
 	}
@@ -479,7 +498,7 @@ func TestSendmailStatus(t *testing.T) {
 	if len(got) != 1 || got[0].args != args("later@example.com") || !bytes.Equal(got[0].raw, mailBefore) {
 		t.Errorf("the retry is another mail: %+v", got)
 	}
-	reports, err = r.store.Reports(t.Context())
+	reports, err = r.reports()
 	if err != nil || reports[0].State != ruapost.ReportDone {
 		t.Errorf("%+v, %v", reports, err)
 	}
@@ -497,7 +516,7 @@ func TestGivenUpAfterADay(t *testing.T) {
 		r.send()
 		r.clock = r.clock.Add(time.Hour)
 	}
-	reports, err := r.store.Reports(t.Context())
+	reports, err := r.reports()
 	if err != nil || len(reports) != 1 || reports[0].State != ruapost.ReportDone {
 		t.Fatal(reports, err)
 	}
@@ -514,7 +533,7 @@ func TestNoSendmail(t *testing.T) {
 	r.record("example.com", 1)
 	good := r.Sendmail
 	r.Sendmail = []string{"/nonexistent/sendmail"}
-	if err := r.Send(t.Context(), false); !errors.Is(err, errSendmail) {
+	if err := r.Send(t.Context(), Selection{}); !errors.Is(err, errSendmail) {
 		t.Errorf("Send: %v", err)
 	}
 	r.Sendmail = good
@@ -529,7 +548,7 @@ func TestResume(t *testing.T) {
 	r := newRig(t)
 	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=none; rua=mailto:a@example.com"`)
 	r.record("example.com", 3)
-	due, err := r.due(t.Context(), false)
+	due, err := r.due(t.Context(), Selection{})
 	if err != nil || len(due) != 1 {
 		t.Fatal(due, err)
 	}
@@ -545,10 +564,10 @@ func TestResume(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(r.Outbox, ".new-"+rep.ID), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.freeze(t.Context(), rep); err != nil {
+	if _, err := r.freeze(t.Context(), rep); err != nil {
 		t.Fatal(err)
 	}
-	before, err := os.ReadFile(r.contentFile(rep))
+	before, err := os.ReadFile(r.contentFile(rep, false))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -575,7 +594,7 @@ func TestResume(t *testing.T) {
 	if d := cmp.Diff([]int64{1, 3}, totals); d != "" {
 		t.Error(d)
 	}
-	after, err := os.ReadFile(r.contentFile(rep))
+	after, err := os.ReadFile(r.contentFile(rep, false))
 	if err != nil || !bytes.Equal(before, after) {
 		t.Errorf("the frozen report was written again: %v", err)
 	}
@@ -590,7 +609,7 @@ func TestTakenMailIsNotSentAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.send()
-	reports, err := r.store.Reports(t.Context())
+	reports, err := r.reports()
 	if err != nil || len(reports) != 1 {
 		t.Fatal(reports, err)
 	}
@@ -604,7 +623,7 @@ func TestTakenMailIsNotSentAgain(t *testing.T) {
 	if got := r.taken(); len(got) != 0 {
 		t.Errorf("%d mails", len(got))
 	}
-	reports, err = r.store.Reports(t.Context())
+	reports, err = r.reports()
 	if err != nil || reports[0].State != ruapost.ReportDone || !reports[0].Recipients[0].Last.Equal(r.clock) {
 		t.Errorf("%+v, %v", reports, err)
 	}
@@ -630,7 +649,7 @@ func TestSendmailHoldsTheLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Sendmail = []string{"/bin/sh", "-c", `echo >"$0"; cat "$1"`, started, release}
-	cmd := r.sendmailCommand(t.Context(), mailFile, "a@example.com")
+	cmd := r.sendmailCommand(t.Context(), mailFile, r.From, "a@example.com")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -661,7 +680,7 @@ func TestOneRunAtATime(t *testing.T) {
 		t.Fatal(err)
 	}
 	held := r.locked
-	if err := r.Send(t.Context(), false); !errors.Is(err, ErrBusy) {
+	if err := r.Send(t.Context(), Selection{}); !errors.Is(err, ErrBusy) {
 		t.Errorf("second run: %v", err)
 	}
 	held.Close()
@@ -677,7 +696,7 @@ func TestSendNowDoesNotOverlap(t *testing.T) {
 	for _, hour := range []int{8, 14, 25} {
 		r.record("example.com", 1)
 		r.clock = monday.Add(time.Duration(hour) * time.Hour)
-		if err := r.Send(t.Context(), true); err != nil {
+		if err := r.Send(t.Context(), Selection{Open: true}); err != nil {
 			t.Fatal(err)
 		}
 		for _, m := range r.taken() {
@@ -698,7 +717,7 @@ func TestShowAndDryRun(t *testing.T) {
 	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=none; rua=mailto:a@example.com,mailto:b@refuses.example"`)
 	r.record("example.com", 2)
 	var out bytes.Buffer
-	if err := r.DryRun(t.Context(), &out, false); err != nil {
+	if err := r.DryRun(t.Context(), &out, Selection{}); err != nil {
 		t.Fatal(err)
 	}
 	want := "dmarc example.com 2026-11-23: 2 counted: would be sent\n    to a@example.com\n    not to b@refuses.example: " + errRefused.Error() + "\n"
@@ -706,19 +725,19 @@ func TestShowAndDryRun(t *testing.T) {
 		t.Error(d)
 	}
 	out.Reset()
-	if err := r.Show(t.Context(), &out, "example.com"); err != nil || !strings.Contains(out.String(), "<count>1</count>") {
-		t.Errorf("show before: %v\n%s", err, &out)
+	if err := r.Preview(t.Context(), &out, "example.com"); err != nil || !strings.Contains(out.String(), "<count>1</count>") {
+		t.Errorf("preview: %v\n%s", err, &out)
 	}
 	r.send()
 	if n := len(r.taken()); n != 1 {
 		t.Fatalf("%d mails", n)
 	}
 	out.Reset()
-	if err := r.Show(t.Context(), &out, "example.com"); err != nil || !strings.Contains(out.String(), "<count>1</count>") ||
+	if err := r.Show(t.Context(), &out, "example.com", Contents{}); err != nil || !strings.Contains(out.String(), "<count>1</count>") ||
 		!strings.Contains(out.String(), "a@example.com: sent") {
 		t.Errorf("show after: %v\n%s", err, &out)
 	}
-	if err := r.Show(t.Context(), &out, "other.example"); !errors.Is(err, ErrNothing) {
+	if err := r.Show(t.Context(), &out, "other.example", Contents{}); !errors.Is(err, ErrNothing) {
 		t.Errorf("show of another domain: %v", err)
 	}
 }

@@ -3,214 +3,314 @@ package reporting
 import (
 	"compress/gzip"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
-	"text/tabwriter"
-	"time"
+	"path/filepath"
+	"slices"
+	"strings"
 
 	"ruapost"
+	"ruapost/dmarc"
 )
 
-// List writes a table of what is being recorded, what waits to be sent and what was
-// sent during the last days.
-func (r *Reporter) List(ctx context.Context, w io.Writer) error {
-	recording, err := r.due(ctx, true)
-	if err != nil {
-		return err
-	}
-	reports, err := r.Store.Reports(ctx)
-	if err != nil {
-		return err
-	}
-	if len(recording)+len(reports) == 0 {
-		_, err := fmt.Fprintln(w, "Nothing is recorded, nothing was reported yet.")
-		return err
-	}
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "KIND\tDOMAIN\tDAY (UTC)\tCOUNT\tSTATE\tREPORT-ID")
-	for _, d := range recording {
-		state := "recording"
-		switch err := d.reportable(); {
-		case err != nil:
-			state = err.Error() + ", will not be sent"
-		case !d.window.End.Add(Grace).After(r.now()):
-			state = "due"
-		}
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%d\t%s\t-\n", d.kind, d.domain, d.window.Start.Format(time.DateOnly), total(d.groups), state)
-	}
-	for _, rep := range reports {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%d\t%s\t%s\n", rep.Kind, rep.Domain, rep.Window.Start.Format(time.DateOnly), total(rep.Groups), rep.State, rep.ID)
-		for _, rc := range rep.Recipients {
-			fmt.Fprintf(tw, "\t  %s\t\t\t%s\t\n", rc.Address, recipientState(rc))
-		}
-	}
-	return tw.Flush()
-}
-
-func total(groups []ruapost.Group) (n int64) {
-	for _, g := range groups {
-		n += g.Total
-	}
-	return n
-}
-
-func recipientState(rc ruapost.Recipient) string {
-	switch rc.State {
-	case ruapost.RecipientSent:
-		return "sent " + rc.Last.UTC().Format(time.DateTime)
-	case ruapost.RecipientWaiting:
-		if rc.Error != "" {
-			return fmt.Sprintf("waiting until %s: %s", rc.NotBefore.UTC().Format(time.DateTime), rc.Error)
-		}
-	}
-	if rc.Error != "" {
-		return string(rc.State) + ": " + rc.Error
-	}
-	return string(rc.State)
-}
-
-// ErrNothing is returned by Show if there is nothing about the domain.
+// ErrNothing is returned, wrapped, if there is nothing about a domain.
 var ErrNothing = errors.New("nothing is recorded or reported about it")
 
-// Show writes the reports about domain as their receivers see them: those made in the
-// last days, and what is being recorded as the report it would be now.
-func (r *Reporter) Show(ctx context.Context, w io.Writer, domain string) error {
-	reports, err := r.Store.Reports(ctx)
-	if err != nil {
-		return err
+// The digits of a report identifier, and how many of them at least are taken for one.
+const (
+	idDigits    = 32
+	fewIDDigits = 6
+)
+
+// IsReportID tells whether s can be a report identifier or the beginning of one, rather
+// than a domain.
+func IsReportID(s string) bool {
+	return fewIDDigits <= len(s) && len(s) <= idDigits &&
+		!strings.ContainsFunc(s, func(c rune) bool { return !strings.ContainsRune("0123456789abcdef", c) })
+}
+
+// FindReport returns the report with an identifier, of which the beginning is enough if
+// no other one has it. The error wraps ruapost.ErrNoReport if there is none.
+func (r *Reporter) FindReport(ctx context.Context, id string) (*ruapost.Report, error) {
+	if !IsReportID(id) {
+		return nil, fmt.Errorf("%w: %q is no report ID; expected its %d digits, or the first of them, %d at least",
+			ruapost.ErrNoReport, ruapost.Clean(id, 64), idDigits, fewIDDigits)
 	}
-	recording, err := r.due(ctx, true)
-	if err != nil {
-		return err
+	if len(id) == idDigits {
+		return r.Store.Report(ctx, id)
+	}
+	var found *ruapost.Report
+	for rep, err := range r.Store.Reports(ctx) {
+		switch {
+		case err != nil:
+			return nil, err
+		case !strings.HasPrefix(rep.ID, id):
+			continue
+		case found != nil:
+			return nil, fmt.Errorf("%s and %s begin with %s: give more of the report ID", found.ID, rep.ID, id)
+		}
+		found = &rep
+	}
+	if found == nil {
+		return nil, fmt.Errorf("%w: none begins with %s", ruapost.ErrNoReport, id)
+	}
+	return found, nil
+}
+
+// Contents says how reports are shown.
+type Contents struct {
+	// Mails says that the mails that wait in the outbox are shown, too.
+	Mails bool
+	// JSON says that each report is a line of JSON.
+	JSON bool
+}
+
+// Show writes a report, or all reports about a domain, as their receivers see them. The
+// error wraps ruapost.ErrNoReport or ErrNothing if there are none.
+func (r *Reporter) Show(ctx context.Context, w io.Writer, what string, how Contents) error {
+	if IsReportID(what) {
+		rep, err := r.FindReport(ctx, what)
+		if err != nil {
+			return err
+		}
+		return r.showReport(ctx, w, rep, how)
 	}
 	found := false
-	for i := range reports {
-		rep := &reports[i]
-		if rep.Domain != domain {
+	for rep, err := range r.Store.Reports(ctx) {
+		if err != nil {
+			return err
+		}
+		if rep.Domain != what {
 			continue
 		}
 		found = true
-		fmt.Fprintf(w, "=== %s report %s, %s\n", rep.Kind, rep.ID, rep.State)
-		for _, rc := range rep.Recipients {
-			fmt.Fprintf(w, "    %s: %s\n", rc.Address, recipientState(rc))
-		}
-		if err := r.copyContent(ctx, w, rep); err != nil {
-			return err
-		}
-		fmt.Fprintln(w)
-	}
-	covered := coverage(reports)
-	for _, d := range recording {
-		if d.domain != domain {
-			continue
-		}
-		found = true
-		if err := r.preview(ctx, w, &d, covered); err != nil {
+		if err := r.showReport(ctx, w, &rep, how); err != nil {
 			return err
 		}
 	}
-	if !found {
-		return fmt.Errorf("%s: %w", domain, ErrNothing)
+	if found {
+		return nil
 	}
-	return nil
+	due, err := r.due(ctx, Selection{Open: true, Domain: what})
+	switch {
+	case err != nil:
+		return err
+	case len(due) == 0:
+		return fmt.Errorf("%s: %w", what, ErrNothing)
+	}
+	return fmt.Errorf("no report about %s was made yet: %w; what is recorded: preview %s", what, ruapost.ErrNoReport, what)
 }
 
-// preview writes what is being recorded as the report it would be now.
-func (r *Reporter) preview(ctx context.Context, w io.Writer, d *dueReport, covered map[subject][]ruapost.Window) error {
-	if err := d.reportable(); err != nil {
-		_, err = fmt.Fprintf(w, "=== no %s report of %d counted: %v\n\n", d.kind, total(d.groups), err)
+func (r *Reporter) showReport(ctx context.Context, w io.Writer, rep *ruapost.Report, how Contents) error {
+	if how.JSON {
+		return r.showJSON(ctx, w, rep, how)
+	}
+	e := r.reportEntry(rep)
+	fmt.Fprintf(w, "=== %s report %s about %s, %s: %s\n", rep.Kind, rep.ID, rep.Domain, day(rep.Window), ruapost.Clean(e.stateText(), maxCell))
+	for _, rc := range rep.Recipients {
+		fmt.Fprintf(w, "    %s: %s\n", ruapost.Clean(rc.Address, maxCell), ruapost.Clean(recipientState(&rc), maxCell))
+	}
+	forms, err := r.frozenForms(rep)
+	if err != nil {
 		return err
 	}
-	rep := &ruapost.Report{ID: "preview", Kind: d.kind, Domain: d.domain, Window: r.reportWindow(d, covered), Groups: d.groups}
-	fmt.Fprintf(w, "=== %s report as it would be now, not sent yet\n", d.kind)
-	if err := r.writeContent(ctx, w, rep); err != nil {
-		return err
+	switch {
+	case rep.State == ruapost.ReportSealed:
+		err = r.writeRecorded(ctx, w, rep, isLegacy(rep))
+	case len(forms) == 0:
+		_, err = fmt.Fprintf(w, "    %v\n", errNoContent)
 	}
-	_, err := fmt.Fprintln(w)
-	return err
+	for _, file := range forms {
+		fmt.Fprintf(w, "--- %s\n", filepath.Base(file))
+		err = errors.Join(err, copyContent(w, file))
+	}
+	if how.Mails && err == nil {
+		err = r.showMails(w, rep)
+	}
+	_, errEnd := fmt.Fprintln(w)
+	return errors.Join(err, errEnd)
 }
 
-// copyContent writes a report's content, uncompressed, or that it is not there.
-func (r *Reporter) copyContent(ctx context.Context, w io.Writer, rep *ruapost.Report) error {
-	f, err := os.Open(r.contentFile(rep))
-	if errors.Is(err, fs.ErrNotExist) && rep.State == ruapost.ReportSealed {
-		return r.writeContent(ctx, w, rep)
+// isLegacy tells which form the first recipient of a report gets.
+func isLegacy(rep *ruapost.Report) bool { return len(rep.Recipients) > 0 && rep.Recipients[0].Legacy }
+
+// frozenForms returns the files with the content of a report, one for each form.
+func (r *Reporter) frozenForms(rep *ruapost.Report) (files []string, err error) {
+	if rep.State == ruapost.ReportSealed {
+		return nil, nil // what is there may have been written in part only
 	}
-	if errors.Is(err, fs.ErrNotExist) {
-		_, err := fmt.Fprintf(w, "    %v\n", errNoContent)
-		return err
+	for _, legacy := range []bool{false, true} {
+		file := r.contentFile(rep, legacy)
+		there, err := exists(file)
+		if err != nil {
+			return nil, err
+		}
+		if there && !slices.Contains(files, file) {
+			files = append(files, file)
+		}
 	}
+	return files, nil
+}
+
+// copyContent writes what a compressed file has.
+func copyContent(w io.Writer, file string) error {
+	f, err := os.Open(file)
 	if err != nil {
 		return fmt.Errorf("reporting: outbox: %w", err)
 	}
 	defer f.Close()
 	zr, err := gzip.NewReader(f)
 	if err != nil {
-		return fmt.Errorf("reporting: %s: %w", f.Name(), err)
+		return fmt.Errorf("reporting: %s: %w", file, err)
 	}
 	if _, err := io.Copy(w, zr); err != nil {
-		return fmt.Errorf("reporting: %s: %w", f.Name(), err)
+		return fmt.Errorf("reporting: %s: %w", file, err)
 	}
 	return nil
 }
 
-// DryRun writes what Send would do, after the same lookups, and does nothing.
-func (r *Reporter) DryRun(ctx context.Context, w io.Writer, everything bool) error {
-	if err := r.findSendmail(); err != nil {
-		return err
+// writeRecorded writes the report that is made of rows in the store.
+func (r *Reporter) writeRecorded(ctx context.Context, w io.Writer, rep *ruapost.Report, legacy bool) error {
+	if rep.Kind == ruapost.KindTLS {
+		var s summary
+		return r.writeTLS(w, rep, r.tlsPolicies(ctx, rep.Groups, &s, func() bool { return true }))
 	}
-	reports, err := r.Store.Reports(ctx)
-	if err != nil {
-		return err
-	}
-	for _, rep := range reports {
-		for _, rc := range rep.Recipients {
-			if rc.State == ruapost.RecipientWaiting {
-				fmt.Fprintf(w, "%s %s: report %s waits for %s\n", rep.Kind, rep.Domain, rep.ID, rc.Address)
-			}
+	return r.writeDMARC(w, rep, legacy, r.Store.Rows(ctx, rep.Groups[0].ID), nil)
+}
+
+// waitingMails returns the files with mails that sendmail has not taken yet, by
+// recipient.
+func (r *Reporter) waitingMails(rep *ruapost.Report) (map[string]string, error) {
+	files := map[string]string{}
+	for _, rc := range rep.Recipients {
+		file := r.mailFile(rep, &rc)
+		there, err := exists(file)
+		if err != nil {
+			return nil, err
+		}
+		if there {
+			files[rc.Address] = file
 		}
 	}
-	due, err := r.due(ctx, everything)
+	return files, nil
+}
+
+func (r *Reporter) showMails(w io.Writer, rep *ruapost.Report) error {
+	files, err := r.waitingMails(rep)
 	if err != nil {
 		return err
 	}
+	if len(files) == 0 {
+		_, err := fmt.Fprintln(w, "--- no mail waits in the outbox")
+		return err
+	}
+	for _, rc := range rep.Recipients {
+		file, ok := files[rc.Address]
+		if !ok {
+			continue
+		}
+		mail, err := os.ReadFile(file)
+		if err != nil {
+			return fmt.Errorf("reporting: outbox: %w", err)
+		}
+		fmt.Fprintf(w, "--- mail to %s\n%s", ruapost.Clean(rc.Address, maxCell), mail)
+	}
+	return nil
+}
+
+// showJSON writes a report as one line: what the store knows of it, its content by file
+// name, a text for XML, and its mails by recipient.
+func (r *Reporter) showJSON(ctx context.Context, w io.Writer, rep *ruapost.Report, how Contents) error {
+	line := struct {
+		Report  *ruapost.Report   `json:"report"`
+		Content map[string]any    `json:"content,omitempty"`
+		Mails   map[string]string `json:"mails,omitempty"`
+	}{rep, map[string]any{}, map[string]string{}}
+	add := func(name string, write func(io.Writer) error) error {
+		var b strings.Builder
+		if err := write(&b); err != nil {
+			return err
+		}
+		line.Content[name] = b.String()
+		if rep.Kind == ruapost.KindTLS {
+			line.Content[name] = json.RawMessage(b.String())
+		}
+		return nil
+	}
+	files, err := r.frozenForms(rep)
+	if rep.State == ruapost.ReportSealed {
+		legacy := isLegacy(rep)
+		err = add(filepath.Base(r.contentFile(rep, legacy)), func(w io.Writer) error { return r.writeRecorded(ctx, w, rep, legacy) })
+	}
+	for _, file := range files {
+		err = errors.Join(err, add(filepath.Base(file), func(w io.Writer) error { return copyContent(w, file) }))
+	}
+	if err != nil {
+		return err
+	}
+	if how.Mails {
+		mails, err := r.waitingMails(rep)
+		if err != nil {
+			return err
+		}
+		for address, file := range mails {
+			mail, err := os.ReadFile(file)
+			if err != nil {
+				return fmt.Errorf("reporting: outbox: %w", err)
+			}
+			line.Mails[address] = string(mail)
+		}
+	}
+	return writeJSON(w, line)
+}
+
+// Preview writes what is recorded about a domain as the reports that would be made of it
+// now. The error wraps ErrNothing if nothing is.
+func (r *Reporter) Preview(ctx context.Context, w io.Writer, domain string) error {
+	due, err := r.due(ctx, Selection{Open: true, Domain: domain})
+	if err != nil {
+		return err
+	}
+	covered := coverage{}
+	reports := 0
+	for rep, err := range r.Store.Reports(ctx) {
+		if err != nil {
+			return err
+		}
+		covered.add(&rep, r.now())
+		if rep.Domain == domain {
+			reports++
+		}
+	}
 	for _, d := range due {
-		fmt.Fprintf(w, "%s %s %s: %d counted: ", d.kind, d.domain, d.window.Start.Format(time.DateOnly), total(d.groups))
-		if err := r.dryRecipients(ctx, w, &d); err != nil {
+		if err := r.preview(ctx, w, &d, covered); err != nil {
 			return err
 		}
 	}
-	if len(due) == 0 {
-		fmt.Fprintln(w, "Nothing is due: no day that is over has anything recorded. For the current day too: send --now --dry-run")
+	switch {
+	case len(due) > 0:
+		return nil
+	case reports > 0:
+		return fmt.Errorf("%s: %w since the last report; what was reported: show %s", domain, errNothingNew, domain)
 	}
-	return nil
+	return fmt.Errorf("%s: %w", domain, ErrNothing)
 }
 
-func (r *Reporter) dryRecipients(ctx context.Context, w io.Writer, d *dueReport) error {
-	recipients, err := r.wanted(ctx, d)
-	if why, none := errors.AsType[noReport](err); none {
-		_, err := fmt.Fprintf(w, "%s, would be dropped\n", why)
+var errNothingNew = errors.New("nothing is recorded")
+
+func (r *Reporter) preview(ctx context.Context, w io.Writer, d *dueReport, covered coverage) error {
+	if err := r.reportable(d); err != nil {
+		_, err = fmt.Fprintf(w, "=== no %s report of %s, %d counted: %v\n\n", d.kind, day(d.window), total(d.groups), err)
 		return err
 	}
-	if err != nil {
-		fmt.Fprintf(w, "would wait: %v\n", err)
-		return ctx.Err()
+	rep := &ruapost.Report{ID: "preview", Kind: d.kind, Domain: d.domain, Window: r.reportWindow(d, covered), Groups: d.groups}
+	fmt.Fprintf(w, "=== %s report of %s as it would be now, not sent yet\n", d.kind, day(d.window))
+	if err := r.writeRecorded(ctx, w, rep, r.Format == dmarc.RFC7489 || has(r.Legacy, d.domain)); err != nil {
+		return err
 	}
-	fmt.Fprintln(w, "would be sent")
-	rep := &ruapost.Report{Kind: d.kind, Domain: d.domain, Recipients: recipients}
-	for i, a := range r.ask(ctx, rep) {
-		switch rc := recipients[i]; {
-		case a.err != nil:
-			fmt.Fprintf(w, "    not to %s: %v\n", rc.Address, a.err)
-		case len(a.instead) == 0:
-			fmt.Fprintf(w, "    to %s\n", rc.Address)
-		}
-		for _, rc := range a.instead {
-			fmt.Fprintf(w, "    to %s\n", rc.Address)
-		}
-	}
-	return ctx.Err()
+	_, err := fmt.Fprintln(w)
+	return err
 }

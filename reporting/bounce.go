@@ -1,0 +1,92 @@
+package reporting
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+
+	"ruapost"
+	"ruapost/bounce"
+)
+
+// Bounce takes a message that has come to the envelope sender of a report; to are the
+// addresses it is known to have come to. A failure marks the report's recipient and
+// suppresses the address. Whatever it says, the message is filed in BounceMaildir. The
+// error is that of the message's reader, the store or the Maildir: nothing is lost if
+// the message comes again.
+func (r *Reporter) Bounce(ctx context.Context, message io.Reader, to ...string) error {
+	text, err := bounce.Read(message)
+	if err != nil {
+		return err
+	}
+	notice := bounce.Parse(text, to...)
+	outcome, err := r.takeNotice(ctx, notice)
+	if err != nil {
+		return err
+	}
+	file, err := bounce.File(r.BounceMaildir, text, r.now())
+	if err != nil {
+		return err
+	}
+	slog.Info("message to the sender of reports", "kind", notice.Kind, "outcome", outcome, "file", file,
+		"recipient", notice.Recipient, "status", notice.Status, "diagnostic", notice.Diagnostic)
+	if err := r.Store.Count(ctx, map[string]uint64{"bounces_" + outcome: 1}); err != nil {
+		slog.Warn("the message is not counted", "err", err) // it is filed: it must not come again
+	}
+	return nil
+}
+
+// Outcomes of a bounce, each with a counter.
+const (
+	bounceForged  = "without_token" // or one that is not ours
+	bounceUnknown = "unknown_report"
+	bounceFailed  = "failed"
+	bounceIgnored = "ignored" // a delay, an automatic reply, what somebody wrote
+)
+
+// takeNotice does what a notice calls for.
+func (r *Reporter) takeNotice(ctx context.Context, n *bounce.Notice) (outcome string, err error) {
+	token, ok := bounce.ParseToken(r.From, r.BounceDelimiter, n.To...)
+	if !ok {
+		return bounceForged, nil
+	}
+	secret, err := r.Store.Secret(ctx)
+	if err != nil {
+		return "", err
+	}
+	rep, err := r.Store.Report(ctx, token.Report)
+	if errors.Is(err, ruapost.ErrNoReport) {
+		return bounceUnknown, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	for _, rc := range rep.Recipients {
+		if !token.Verify(secret, rc.Address) {
+			continue
+		}
+		if n.Kind != bounce.Failed && n.Kind != bounce.Complaint {
+			return bounceIgnored, nil
+		}
+		return bounceFailed, r.bounced(ctx, rep.ID, &rc, n)
+	}
+	return bounceForged, nil
+}
+
+// bounced marks a report's recipient and suppresses his address.
+func (r *Reporter) bounced(ctx context.Context, id string, rc *ruapost.Recipient, n *bounce.Notice) error {
+	reason := fmt.Sprintf("%s %s %s", n.Kind, n.Status, n.Diagnostic)
+	if err := r.strike(ctx, rc.Address, reason, rc.Last); err != nil {
+		return err
+	}
+	return r.Store.UpdateReport(ctx, id, func(rep *ruapost.Report) error {
+		for i := range rep.Recipients {
+			if o := &rep.Recipients[i]; o.Address == rc.Address && o.State == ruapost.RecipientSent {
+				o.State, o.Error = ruapost.RecipientBounced, ruapost.Clean(reason, 500)
+			}
+		}
+		return nil
+	})
+}

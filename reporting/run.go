@@ -1,0 +1,333 @@
+package reporting
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"ruapost"
+)
+
+// run is one Send.
+type run struct {
+	*Reporter
+	what       Selection
+	secret     []byte // of the tokens in envelope senders
+	suppressed suppressions
+	covered    coverage // by reports of earlier runs
+	sentToday  int      // by these
+
+	mu     sync.Mutex
+	offers []offer // what there is to send
+	counts map[string]uint64
+	noted  map[string]bool // domains that RecordReported knows of
+}
+
+func (r *Reporter) newRun(ctx context.Context, what Selection) (*run, error) {
+	run := &run{Reporter: r, what: what, covered: coverage{}, counts: map[string]uint64{}, noted: map[string]bool{}}
+	var err error
+	if run.suppressed, err = r.suppressions(ctx); err != nil {
+		return nil, err
+	}
+	if r.BounceMaildir != "" {
+		if run.secret, err = r.Store.Secret(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return run, nil
+}
+
+// count counts something that the operator may want to know.
+func (run *run) count(name string) {
+	run.mu.Lock()
+	defer run.mu.Unlock()
+	run.counts[name]++
+}
+
+// writeCounts adds what was counted to the store's counters, even if the run is to stop.
+func (run *run) writeCounts(ctx context.Context) error {
+	if len(run.counts) == 0 {
+		return nil
+	}
+	return run.Store.Count(context.WithoutCancel(ctx), run.counts)
+}
+
+// earlier takes the reports of earlier runs as far as they go without being sent.
+func (run *run) earlier(ctx context.Context) error {
+	var open, over []string
+	for rep, err := range run.Store.Reports(ctx) {
+		if err != nil {
+			return err
+		}
+		run.countSent(&rep)
+		run.covered.add(&rep, run.now())
+		switch {
+		case rep.State != ruapost.ReportDone:
+			open = append(open, rep.ID)
+		case run.now().Sub(rep.Finished) >= run.Keep, rep.Finished.After(run.now()):
+			over = append(over, rep.ID)
+		}
+	}
+	return errors.Join(
+		each(ctx, preparing, run.counted("reports of earlier runs", open), run.resume),
+		each(ctx, preparing, slices.Values(over), run.forget))
+}
+
+// counted returns the items and shows how far whoever takes them has come.
+func (run *run) counted(what string, ids []string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for i, id := range ids {
+			run.progress(what, i, len(ids))
+			if !yield(id) {
+				return
+			}
+		}
+	}
+}
+
+func (run *run) progress(what string, done, all int) {
+	if run.Progress != nil {
+		run.Progress(what, done, all)
+	}
+}
+
+// countSent counts what was sent since midnight UTC, for MaxPerDay.
+func (run *run) countSent(rep *ruapost.Report) {
+	today := ruapost.Day(run.now()).Start
+	for _, rc := range rep.Recipients {
+		if (rc.State == ruapost.RecipientSent || rc.State == ruapost.RecipientBounced) && !rc.Last.Before(today) {
+			run.sentToday++
+		}
+	}
+}
+
+// resume takes a report of an earlier run as far as it goes.
+func (run *run) resume(ctx context.Context, id string) error {
+	rep, err := run.Store.Report(ctx, id)
+	if errors.Is(err, ruapost.ErrNoReport) {
+		return nil
+	}
+	if err != nil || run.what.Domain != "" && rep.Domain != run.what.Domain {
+		return err
+	}
+	if run.bringBack(rep) {
+		slog.Warn("the clock was ahead: times of the report are taken for now", "domain", rep.Domain, "report_id", rep.ID)
+		err := run.Store.UpdateReport(ctx, id, func(rep *ruapost.Report) error { run.bringBack(rep); return nil })
+		if err != nil {
+			return err
+		}
+	}
+	return run.prepare(ctx, rep)
+}
+
+// bringBack makes now of times that lie so far ahead that the clock must have been
+// wrong: nothing waits for them.
+func (run *run) bringBack(rep *ruapost.Report) (changed bool) {
+	now := run.now()
+	notAfter := func(t *time.Time, latest time.Time) {
+		if t.After(latest) {
+			*t, changed = now, true
+		}
+	}
+	notAfter(&rep.Sealed, now)
+	for i := range rep.Recipients {
+		notAfter(&rep.Recipients[i].First, now)
+		notAfter(&rep.Recipients[i].NotBefore, now.Add(RetryFor))
+	}
+	return changed
+}
+
+// forget deletes a report that is done since long. If mail to an address that had been
+// suppressed has not come back all that time, the address is as good as any.
+func (run *run) forget(ctx context.Context, id string) error {
+	rep, err := run.Store.Report(ctx, id)
+	if errors.Is(err, ruapost.ErrNoReport) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if rep.Finished.After(run.now()) { // the clock was ahead
+		return run.Store.UpdateReport(ctx, id, func(rep *ruapost.Report) error { rep.Finished = run.now(); return nil })
+	}
+	for _, rc := range rep.Recipients {
+		if err := run.clear(ctx, &rc); err != nil {
+			return err
+		}
+	}
+	if err := os.RemoveAll(run.dir(rep)); err != nil {
+		return fmt.Errorf("reporting: outbox: %w", err)
+	}
+	return run.Store.ForgetReport(ctx, id)
+}
+
+// fresh makes the reports that are due.
+func (run *run) fresh(ctx context.Context) error {
+	due, err := run.due(ctx, run.what)
+	if err != nil {
+		return err
+	}
+	return each(ctx, preparing, func(yield func(*dueReport) bool) {
+		for i := range due {
+			run.progress("reports", i, len(due))
+			if !yield(&due[i]) {
+				return
+			}
+		}
+	}, run.make)
+}
+
+// make makes a report that is due.
+func (run *run) make(ctx context.Context, d *dueReport) error {
+	log := slog.With("kind", d.kind, "domain", d.domain, "from", d.window.Start.Format(time.DateTime))
+	recipients, err := run.wanted(ctx, d, run.suppressed)
+	why, none := errors.AsType[noReport](err)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case none:
+		log.Info("no report is made, its rows are dropped", "why", why.why)
+		run.count(why.counter)
+		return run.Store.Drop(ctx, d.groups)
+	case err != nil && run.now().Sub(d.window.End) >= run.Keep:
+		log.Error("report given up: its recipients could not be looked up", "for", run.Keep, "err", err)
+		run.count("dropped_expired")
+		return run.Store.Drop(ctx, d.groups)
+	case err != nil:
+		log.Warn("cannot look up who wants the report, trying again in the next run", "err", err)
+		return nil
+	}
+	rep := &ruapost.Report{
+		ID:         newID(run.now()),
+		Kind:       d.kind,
+		Domain:     d.domain,
+		Window:     run.reportWindow(d, run.covered),
+		Sealed:     run.now(),
+		State:      ruapost.ReportSealed,
+		Groups:     d.groups,
+		Recipients: recipients,
+	}
+	if err := run.Store.Seal(ctx, rep); err != nil || len(rep.Groups) == 0 {
+		return err
+	}
+	return run.prepare(ctx, rep)
+}
+
+// newID returns a report identifier: letters and digits only, so that the same string
+// can stand in the file name (RFC 9990 3.5.1), and in the order of time.
+func newID(now time.Time) string {
+	var b [12]byte
+	rand.Read(b[:])
+	return fmt.Sprintf("%08x%x", uint32(now.Unix()), b)
+}
+
+// partID returns the identifier of a later part of the report with that identifier.
+func partID(id string, part int) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s part %d", id, part))
+	return id[:8] + hex.EncodeToString(sum[:12])
+}
+
+// prepare takes a report so far that it only needs to be offered to its recipients.
+func (run *run) prepare(ctx context.Context, rep *ruapost.Report) error {
+	asked := run.askRecipients(ctx, rep)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	reports := []*ruapost.Report{rep}
+	var err error
+	switch {
+	case rep.State == ruapost.ReportSealed:
+		reports, err = run.compose(ctx, rep)
+	case asked:
+		err = run.storeAnswers(ctx, rep)
+	}
+	if err != nil {
+		return err
+	}
+	// Also if an earlier run should have done so: it may have ended just before.
+	if err := run.Store.DropRows(ctx, rep.Groups); err != nil {
+		return err
+	}
+	for _, rep := range reports {
+		run.addOffers(rep)
+	}
+	return nil
+}
+
+// storeAnswers stores what the recipients of a composed report have answered. Mails to some
+// of them may be out, and come back meanwhile.
+func (run *run) storeAnswers(ctx context.Context, rep *ruapost.Report) error {
+	return run.Store.UpdateReport(ctx, rep.ID, func(stored *ruapost.Report) error {
+		for i := range rep.Recipients {
+			for _, rc := range stored.Recipients {
+				if rc.State == ruapost.RecipientBounced && rc.Address == rep.Recipients[i].Address {
+					rep.Recipients[i] = rc
+				}
+			}
+		}
+		stored.Recipients = rep.Recipients
+		run.settle(stored)
+		return nil
+	})
+}
+
+// compose freezes the content of a sealed report and notes that. It returns the report,
+// or the parts that it became; nothing is frozen if nobody is to get it.
+func (run *run) compose(ctx context.Context, rep *ruapost.Report) ([]*ruapost.Report, error) {
+	if !isWaiting(rep) {
+		if err := run.Store.DropRows(ctx, rep.Groups); err != nil {
+			return nil, err
+		}
+		run.settle(rep)
+		return nil, run.Store.PutReports(ctx, rep)
+	}
+	parts, err := run.freeze(ctx, rep)
+	if err != nil && ctx.Err() == nil && run.now().Sub(rep.Sealed) >= run.Keep {
+		return nil, run.abandon(ctx, rep, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range parts {
+		p.State = ruapost.ReportComposed
+		run.count("reports_" + string(p.Kind))
+	}
+	return parts, run.Store.PutReports(ctx, parts...)
+}
+
+// isWaiting tells whether anybody is still to get the report.
+func isWaiting(rep *ruapost.Report) bool {
+	return slices.ContainsFunc(rep.Recipients, func(rc ruapost.Recipient) bool { return rc.State == ruapost.RecipientWaiting })
+}
+
+// settle notes that a report is done if nobody waits for it.
+func (r *Reporter) settle(rep *ruapost.Report) {
+	if rep.State != ruapost.ReportDone && !isWaiting(rep) {
+		rep.State, rep.Finished = ruapost.ReportDone, r.now()
+	}
+}
+
+// abandon gives up a report that cannot be composed, with its rows. The error it
+// returns says so.
+func (run *run) abandon(ctx context.Context, rep *ruapost.Report, cause error) error {
+	cause = fmt.Errorf("given up after %s: %w", run.Keep, cause)
+	for i := range rep.Recipients {
+		if rc := &rep.Recipients[i]; rc.State == ruapost.RecipientWaiting {
+			run.giveUp(rep, rc, cause)
+		}
+	}
+	if err := run.Store.DropRows(ctx, rep.Groups); err != nil {
+		return err
+	}
+	run.settle(rep)
+	return errors.Join(cause, run.Store.PutReports(ctx, rep))
+}
