@@ -116,7 +116,7 @@ max_reports_per_run = 1
 max_reports_per_day = 0
 max_per_destination_domain = 2
 bounce_maildir = "/srv/bounces/"
-bounce_delimiter = "-="
+bounce_delimiter = "="
 textfile = "/srv/ruapost.prom"
 
 [dkim]
@@ -210,7 +210,7 @@ report = "no"
 			OnlyDomains:       Domains{"loud.example"},
 			ExcludeRecipients: Domains{"Box@rua.example", `"a b"@rua.example`, ".big.example"},
 			BounceMaildir:     "/srv/bounces",
-			BounceDelimiter:   "-=",
+			BounceDelimiter:   "=",
 			Textfile:          "/srv/ruapost.prom",
 
 			MaxPerDestinationDomain: 2,
@@ -251,7 +251,7 @@ func TestReporterForms(t *testing.T) {
 		{`tls_success_only = true`, func(*Reporter) {}},
 		{`https_verify = true`, func(*Reporter) {}},
 		{`max_reports_per_run = 1_000_000_000`, func(r *Reporter) { r.MaxReportsPerRun = 1_000_000_000 }},
-		{`bounce_delimiter = "++"`, func(r *Reporter) { r.BounceDelimiter = "++" }},
+		{`bounce_delimiter = "-"`, func(r *Reporter) { r.BounceDelimiter = "-" }},
 		{`bounce_maildir = "/b"`, func(r *Reporter) { r.BounceMaildir = "/b" }}, // 64 octets with reports@
 	} {
 		t.Run(tt.line, func(t *testing.T) {
@@ -655,7 +655,7 @@ func TestContribAgreesWithDefaults(t *testing.T) {
 		{"systemd/tmpfiles.d/ruapost.conf", "d " + c.Reporter.Outbox + "         2770 ruapost ruapost -"},
 		{"systemd/ruapost-milter.service", "ReadWritePaths=-" + filepath.Dir(c.Store.Path)},
 		{"systemd/ruapost-tlspolicy.service", "ReadWritePaths=-" + filepath.Dir(c.Store.Path)},
-		{"systemd/ruapost-reporter.service", "ReadWritePaths=-" + filepath.Dir(c.Store.Path) + " -/var/spool/postfix/maildrop"},
+		{"systemd/ruapost-reporter.service", "ReadWritePaths=-" + filepath.Dir(c.Store.Path) + " -/var/spool/postfix/maildrop -/var/lib/prometheus/node-exporter"},
 		{"postfix/main.cf-3.10", "    { unix:" + queue(c.Milter.Listen[0]) + ","},
 		{"postfix/main.cf-3.10", "smtp_tls_policy_maps = socketmap:unix:" + queue(c.TLSPolicy.Listen[0]) + ":QUERYwithTLSRPT"},
 		{"postfix/main.cf-3.10", "smtp_tlsrpt_socket_name = " + queue(c.TLSPolicy.TLSRPT)},

@@ -316,7 +316,7 @@ func parseName(s string) (string, error) {
 // timeBetween accepts a time within these bounds.
 func timeBetween(least, most time.Duration) func(string) (time.Duration, error) {
 	return func(s string) (time.Duration, error) {
-		d, err := parseTime(s)
+		d, err := ParseTime(s)
 		if err != nil {
 			return 0, err
 		}
@@ -327,8 +327,8 @@ func timeBetween(least, most time.Duration) func(string) (time.Duration, error) 
 	}
 }
 
-// parseTime accepts a time such as "1h30m", or whole days such as "7d".
-func parseTime(s string) (time.Duration, error) {
+// ParseTime accepts a time such as "1h30m", or whole days such as "7d".
+func ParseTime(s string) (time.Duration, error) {
 	if n, ok := strings.CutSuffix(s, "d"); ok {
 		// 16 bits are 179 years.
 		days, err := strconv.ParseUint(n, 10, 16)
@@ -346,7 +346,7 @@ func parseTime(s string) (time.Duration, error) {
 
 // parseInterval accepts a number of hours that divides a day.
 func parseInterval(s string) (time.Duration, error) {
-	d, err := parseTime(s)
+	d, err := ParseTime(s)
 	if err == nil && (d < time.Hour || d%time.Hour != 0 || (24*time.Hour)%d != 0) {
 		err = errors.New("not supported")
 	}

@@ -29,6 +29,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"syscall"
 
@@ -41,8 +42,9 @@ import (
 // Exit statuses of the programs.
 const (
 	exitOK    = 0
-	exitError = 1 // what the program does failed
-	exitUsage = 2 // arguments or configuration are wrong; nothing was begun
+	exitError = 1  // what the program does failed
+	exitUsage = 2  // arguments or configuration are wrong; nothing was begun
+	exitRetry = 75 // any of these, for a command that is to be tried again (sysexits.h)
 )
 
 // ErrUsage is to be wrapped by errors about a program's arguments.
@@ -112,9 +114,11 @@ func (p *program) reload(ctx context.Context, hangups <-chan os.Signal, reloads 
 
 // Command is Main for a program with arguments; run gets those that follow the
 // flags -config and -version. What usage says of them is printed by -help. The
-// exit status is also 2 when run's error wraps ErrUsage; with ErrFound it is 1.
-func Command(name, usage string, run func(ctx context.Context, cfg *config.Config, args []string) error) {
-	p := &program{name: name, usage: usage, run: run}
+// exit status is also 2 when run's error wraps ErrUsage; with ErrFound it is 1. If retry is
+// among the arguments, it is 75 in place of any of these: what Postfix runs is tried again
+// later then, where others would lose the mail.
+func Command(name, usage, retry string, run func(ctx context.Context, cfg *config.Config, args []string) error) {
+	p := &program{name: name, usage: usage, retry: retry, run: run}
 	p.exit()
 }
 
@@ -122,12 +126,27 @@ func Command(name, usage string, run func(ctx context.Context, cfg *config.Confi
 type program struct {
 	name  string
 	usage string
+	retry string // the argument that makes 75 of all exit statuses but 0
 	file  string // of the configuration, empty for the default
 	run   func(ctx context.Context, cfg *config.Config, args []string) error
 }
 
 // exit runs the program and ends the process.
-func (p *program) exit() { os.Exit(p.main(os.Args[1:], os.Stdout, os.Stderr)) }
+func (p *program) exit() {
+	args := os.Args[1:]
+	if p.retry == "" || !slices.Contains(args, p.retry) {
+		os.Exit(p.main(args, os.Stdout, os.Stderr))
+	}
+	defer func() {
+		if r := recover(); r != nil { // else the exit status would be 2
+			fmt.Fprintf(os.Stderr, "%s: panic: %v\n%s", p.name, r, debug.Stack())
+			os.Exit(exitRetry)
+		}
+	}()
+	if p.main(args, os.Stdout, os.Stderr) != exitOK {
+		os.Exit(exitRetry)
+	}
+}
 
 func (p *program) main(args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet(p.name, flag.ContinueOnError)

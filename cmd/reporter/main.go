@@ -8,12 +8,9 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"log/slog"
-	"os"
+	"strings"
 
-	"ruapost"
 	"ruapost/bboltstore"
-	"ruapost/compose"
 	"ruapost/config"
 	"ruapost/daemon"
 	"ruapost/dmarc"
@@ -21,24 +18,10 @@ import (
 	"ruapost/resolver"
 )
 
-const usage = `[COMMAND]
+func main() { daemon.Command(program, usage, "bounce", run) }
 
-  send [--now] [--dry-run]   send the reports of all days that are over (the default)
-                             --now: of the current day too
-                             --dry-run: say what would be sent, send nothing
-  list                       what is recorded, waiting and sent
-  show DOMAIN                the reports about DOMAIN, decoded
-  store stats                how much the store holds
-  store check                look for faults in it; exit status 1 if there are any
-  store compact              give back the space of what was deleted
-  store export               write all it holds as JSON lines
-  store import               read that into a store that is empty
-
-Example: ruapost-reporter show example.com`
-
-func main() { daemon.Command("ruapost-reporter", usage, run) }
-
-// tools is what the commands work with.
+// tools is what the commands work with. Store and reporter are there in what needStore
+// returns.
 type tools struct {
 	cfg      *config.Config
 	store    *bboltstore.Store
@@ -52,104 +35,127 @@ func run(ctx context.Context, cfg *config.Config, args []string) error {
 		args = []string{"send"}
 	}
 	act, err := command(args)
-	if err != nil {
-		return err
-	}
-	dns, err := resolver.New(resolver.Config{Servers: cfg.DNS.Servers})
-	if err != nil {
-		return err
-	}
-	defer dns.Close()
-	suffixes, err := cfg.Milter.Suffixes()
-	if err != nil {
-		return err
-	}
-	store, err := bboltstore.Open(cfg.Store.Path)
-	if err != nil {
-		return err
-	}
-	defer store.Close()
-	return act(ctx, &tools{cfg, store, &reporting.Reporter{
-		Store:    store,
-		Resolver: dns,
-		Suffixes: suffixes,
-		OrgName:  cfg.OrgName,
-		Domain:   cfg.ReportDomain,
-		From:     cfg.Reporter.From,
-		Format:   dmarc.Format(cfg.Reporter.Format),
-		Sendmail: cfg.Reporter.Sendmail,
-		Outbox:   cfg.Reporter.Outbox,
-	}})
-}
-
-// command returns what the arguments ask for.
-func command(args []string) (action, error) {
-	switch args[0] {
-	case "send":
-		return sendCommand(args[1:])
-	case "list":
-		if len(args) == 1 {
-			return func(ctx context.Context, t *tools) error { return t.reporter.List(ctx, os.Stdout) }, nil
-		}
-	case "show":
-		if len(args) == 2 {
-			return showCommand(args[1])
-		}
-	case "store":
-		if len(args) == 2 && storeCommands[args[1]] != nil {
-			return storeCommands[args[1]], nil
-		}
-	}
-	return nil, fmt.Errorf("%w: %q is no command, see -help", daemon.ErrUsage, args)
-}
-
-func sendCommand(args []string) (action, error) {
-	flags := flag.NewFlagSet("send", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	now := flags.Bool("now", false, "")
-	dryRun := flags.Bool("dry-run", false, "")
-	if err := flags.Parse(args); err != nil {
-		return nil, fmt.Errorf("%w: send: %w", daemon.ErrUsage, err)
-	}
-	switch {
-	case flags.NArg() > 0:
-		return nil, fmt.Errorf("%w: send: unexpected argument %q", daemon.ErrUsage, flags.Arg(0))
-	case *dryRun:
-		return func(ctx context.Context, t *tools) error {
-			// What would keep a run from sending keeps its rehearsal from passing.
-			return errors.Join(t.loadKey(), t.reporter.DryRun(ctx, os.Stdout, *now))
-		}, nil
-	}
-	return func(ctx context.Context, t *tools) error { return send(ctx, t, *now) }, nil
-}
-
-// send loads the key, sends, and tidies up.
-func send(ctx context.Context, t *tools, now bool) error {
-	if err := t.loadKey(); err != nil {
-		return err
-	}
-	return errors.Join(t.reporter.Send(ctx, now), t.store.Tidy(ctx))
-}
-
-// loadKey loads the key that reports are signed with, if there is one.
-func (t *tools) loadKey() (err error) {
-	dkim := t.cfg.DKIM
-	if dkim.Domain == "" {
+	if errors.Is(err, flag.ErrHelp) {
+		printHelp(args[0])
 		return nil
 	}
-	if t.reporter.Signer, err = compose.LoadSigner(dkim.Domain, dkim.Selector, dkim.KeyFile); err != nil {
+	if err != nil {
 		return err
 	}
-	if warning := t.reporter.Signer.Warning(); warning != "" {
-		slog.Warn("dkim: " + warning)
-	}
-	return nil
+	return act(ctx, &tools{cfg: cfg})
 }
 
-func showCommand(name string) (action, error) {
-	domain, err := ruapost.ParseDomain(name)
-	if err != nil {
-		return nil, fmt.Errorf("%w: show: %w", daemon.ErrUsage, err)
+// command returns what the arguments ask for. The error wraps daemon.ErrUsage, or
+// flag.ErrHelp if they ask for help.
+func command(args []string) (action, error) {
+	commands := map[string]func(args []string) (action, error){
+		"send":        sendCommand,
+		"list":        listCommand,
+		"show":        showCommand,
+		"preview":     previewCommand,
+		"history":     historyCommand,
+		"resend":      resendCommand,
+		"forget":      forgetCommand,
+		"suppress":    suppressCommand,
+		"bounce":      bounceCommand,
+		"check":       setupCommand,
+		"dkim-keygen": dkimKeygenCommand,
+		"store":       storeCommand,
 	}
-	return func(ctx context.Context, t *tools) error { return t.reporter.Show(ctx, os.Stdout, domain) }, nil
+	parseArgs, ok := commands[args[0]]
+	if !ok {
+		return nil, fmt.Errorf("%w: %q is no command, see -help", daemon.ErrUsage, args[0])
+	}
+	return parseArgs(args[1:])
+}
+
+// parse reads the arguments of a command, whose options may stand before and behind its
+// operands, and returns the latter: as many as from least to most.
+func parse(name string, args []string, least, most int, define func(*flag.FlagSet)) (operands []string, err error) {
+	flags := flag.NewFlagSet(name, flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	if define != nil {
+		define(flags)
+	}
+	for rest := args; ; rest = flags.Args()[1:] {
+		if err := flags.Parse(rest); err != nil {
+			return nil, optionError(name, err)
+		}
+		parsed := len(rest) - flags.NArg()
+		if parsed > 0 && rest[parsed-1] == "--" || flags.NArg() == 0 { // the rest are operands
+			operands = append(operands, flags.Args()...)
+			break
+		}
+		operands = append(operands, flags.Arg(0))
+	}
+	if len(operands) < least || len(operands) > most {
+		return nil, fmt.Errorf("%w: expected: %s %s", daemon.ErrUsage, program, help[name].syntax)
+	}
+	return operands, nil
+}
+
+// optionError says what is wrong with an option of a command.
+func optionError(name string, err error) error {
+	if errors.Is(err, flag.ErrHelp) {
+		return err
+	}
+	for _, general := range []string{"-config FILE", "-check", "-version"} {
+		option, _, _ := strings.Cut(general, " ")
+		if strings.HasSuffix(err.Error(), "not defined: "+option) {
+			return fmt.Errorf("%w: %s belongs before the command: %s %s %s", daemon.ErrUsage, option, program, general, name)
+		}
+	}
+	return fmt.Errorf("%w: %s: %w; expected: %s %s", daemon.ErrUsage, name, err, program, help[name].syntax)
+}
+
+// needStore returns an action that has the store and the reporter.
+func needStore(act action) action {
+	return func(ctx context.Context, t *tools) (err error) {
+		dns, err := resolver.New(resolver.Config{Servers: t.cfg.DNS.Servers})
+		if err != nil {
+			return err
+		}
+		defer dns.Close()
+		suffixes, err := t.cfg.Milter.Suffixes()
+		if err != nil {
+			return err
+		}
+		store, err := bboltstore.Open(t.cfg.Store.Path)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, store.Close()) }()
+		t.store, t.reporter = store, newReporter(t.cfg)
+		t.reporter.Store, t.reporter.Resolver, t.reporter.Suffixes = store, dns, suffixes
+		t.reporter.HTTPS = &reporting.Poster{
+			Resolver: dns, Unverified: t.cfg.Reporter.HTTPSUnverified, AllowNetworks: t.cfg.Reporter.AllowNetworks,
+		}
+		return act(ctx, t)
+	}
+}
+
+// newReporter returns a reporter as it is configured.
+func newReporter(cfg *config.Config) *reporting.Reporter {
+	r := &cfg.Reporter
+	return &reporting.Reporter{
+		OrgName: cfg.OrgName, Domain: cfg.ReportDomain, From: r.From,
+		Format: dmarc.Format(r.Format), Legacy: names(r.LegacyDomains),
+		Sendmail: r.Sendmail, Outbox: r.Outbox,
+		Keep: r.Keep, Spread: r.Spread,
+		MaxRecipients: r.MaxRecipients, MaxReportSize: r.MaxReportSize,
+		TLSFailuresOnly:   r.TLSFailuresOnly,
+		MaxPerRun:         r.MaxReportsPerRun,
+		MaxPerDay:         r.MaxReportsPerDay,
+		MaxPerDestination: r.MaxPerDestinationDomain,
+		ExcludedDomains:   names(r.ExcludeDomains), OnlyDomains: names(r.OnlyDomains), ExcludedRecipients: names(r.ExcludeRecipients),
+		BounceMaildir: r.BounceMaildir, BounceDelimiter: r.BounceDelimiter,
+	}
+}
+
+// names returns nil for an empty list: reporting tells that from one that has no name.
+func names(list config.Domains) reporting.Names {
+	if len(list) == 0 {
+		return nil
+	}
+	return list
 }

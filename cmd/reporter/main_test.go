@@ -25,7 +25,7 @@ func TestSendTidiesUpAfterAFault(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := &reporting.Reporter{Store: store, Outbox: dir, Sendmail: []string{filepath.Join(dir, "no-sendmail")}}
-	if err := send(context.Background(), &tools{&config.Config{}, store, r}, false); err == nil {
+	if err := send(context.Background(), &tools{&config.Config{}, store, r}, reporting.Selection{}); err == nil {
 		t.Error("no error")
 	}
 	if st, err := store.Stats(t.Context()); err != nil || st.KnownDomains != 0 {

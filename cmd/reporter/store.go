@@ -5,7 +5,21 @@ import (
 	"fmt"
 	"os"
 	"text/tabwriter"
+
+	"ruapost/daemon"
 )
+
+func storeCommand(args []string) (action, error) {
+	operands, err := parse("store", args, 1, 1, nil)
+	if err != nil {
+		return nil, err
+	}
+	act, ok := storeCommands[operands[0]]
+	if !ok {
+		return nil, fmt.Errorf("%w: store: %q is no command; expected: %s %s", daemon.ErrUsage, operands[0], program, help["store"].syntax)
+	}
+	return needStore(act), nil
+}
 
 // storeCommands are the words behind "store".
 var storeCommands = map[string]action{
@@ -36,6 +50,8 @@ func storeStats(ctx context.Context, t *tools) error {
 		{st.STSPolicies, "MTA-STS policies"},
 		{st.STSBytes, "bytes of these"},
 		{st.Positions, "logs whose position is kept"},
+		{st.Suppressions, "suppressions"},
+		{st.Counts, "counters of what the reporter did"},
 	} {
 		fmt.Fprintf(w, "%d\t %s\n", line.n, line.what)
 	}
@@ -51,7 +67,8 @@ func storeCheck(ctx context.Context, t *tools) error {
 		fmt.Println(f)
 	}
 	if len(faults) > 0 {
-		return fmt.Errorf("%d faults in %s", len(faults), t.cfg.Store.Path)
+		fmt.Printf("%d faults in %s\n", len(faults), t.cfg.Store.Path)
+		return daemon.ErrFound
 	}
 	fmt.Println("No faults found.")
 	return nil

@@ -1,0 +1,83 @@
+package main
+
+import "fmt"
+
+const program = "ruapost-reporter"
+
+// usage fits a screen together with what daemon.Command prints about the flags.
+const usage = `[COMMAND]
+
+  send [--now] [--domain D] [--dry-run]  send the reports that are due (default)
+  list [-json] [-n N] [DOMAIN]           what is recorded, waiting and sent
+  show [-mail] [-json] REPORT-ID|DOMAIN  reports as their receivers see them
+  preview DOMAIN                         the reports that it would get now
+  history [-json] [-n N] [DOMAIN]        what became of reports, newest last
+  resend REPORT-ID [ADDRESS]             send a report once more, unchanged
+  forget DOMAIN                          delete what is recorded about a domain
+  suppress list|add|remove               who gets no reports; see suppress -help
+  bounce [ADDRESS...]                    take a bounce from standard input
+  check [-json]                          whether receivers take our reports
+  dkim-keygen FILE                       make a key to sign reports with
+  store stats|check|compact|export|import   look after the shared file
+
+Example: ruapost-reporter show example.com; COMMAND -help says more.`
+
+// help is what COMMAND -help says.
+var help = map[string]struct{ syntax, text string }{
+	"send": {"send [--now] [--domain D] [--dry-run]", `Send the reports of all days, or hours, that are over, and those that wait for another try.
+The timer does so every hour; without a command this is what is done.
+
+  --now       also report what is not over yet, and do not spread the mails over time
+  --domain D  only reports about the domain D
+  --dry-run   say what would be sent and to whom, after asking the DNS; send nothing`},
+	"list": {"list [-json] [-n N] [DOMAIN]", `List what is recorded, what waits to be sent, and the reports that were done in the last
+day. "sent" is what sendmail, or an https destination, has taken.
+
+  -n N   at most so many, 200 by default, those that need an eye first; 0 lists all
+  -json  one JSON object: reports, left_out, counters`},
+	"show": {"show [-mail] [-json] REPORT-ID|DOMAIN", `Show a report, or all reports about a domain, as their receivers see them. The first six
+digits of a REPORT-ID are enough if it is the only one that begins with them.
+
+  -mail  also the mails that wait in the outbox
+  -json  a JSON object for each report`},
+	"preview": {"preview DOMAIN", "Show what is recorded about a domain as the reports that would be sent of it now."},
+	"history": {"history [-json] [-n N] [DOMAIN]", `List what became of the reports that were made, recipient by recipient, newest last.
+Reports that are done are kept for as long as reporter.keep says.
+
+  -n N   at most so many reports, 200 by default; 0 lists all
+  -json  a JSON object for each report`},
+	"resend": {"resend REPORT-ID [ADDRESS]", `Have a report sent once more, with the same identifier and content: to all who were to get
+it and are not suppressed, or to one ADDRESS of them. It goes out with the next run.`},
+	"forget": {"forget DOMAIN", `Delete what is recorded about a domain and the reports about it, also those that wait to be
+sent. Nobody is asked, and nothing brings it back.`},
+	"suppress": {"suppress list [-json] | add [-for TIME] [-reason TEXT] PATTERN | remove PATTERN", `Have nothing sent to a mail address, a domain with all its addresses and URLs, or "*." and a
+domain, which is all domains below it. Addresses whose mail comes back are suppressed without
+you if reporter.bounce_maildir is set.
+
+  list [-json]   what is suppressed, or was and is still remembered
+  add PATTERN    suppress; -for 30d, or 12h, ends it by itself
+  remove PATTERN send there again`},
+	"bounce": {"bounce [ADDRESS...]", `Take a mail that has come to the envelope sender of a report from standard input: Postfix runs
+this for the addresses that reporter.bounce_maildir is about. ADDRESS is what the mail has come
+to. If it says that a report was not delivered, its recipient is suppressed for some time. It is
+filed in the Maildir whatever it says. Nothing is printed if all is well.
+
+The exit status is 75 (EX_TEMPFAIL) if the mail is to come again: the store or the Maildir cannot
+be used, or reporter.bounce_maildir is not set. Postfix then keeps it in its queue.`},
+	"check": {"check [-json]", `Look for what keeps receivers from taking our reports, and say how to mend it and what the DNS
+should have. The exit status is 1 if there are faults.`},
+	"dkim-keygen": {"dkim-keygen [-selector S] [-domain D] FILE", `Make a key to sign reports with in a new FILE, and say what to publish and to configure.`},
+	"store": {"store stats|check|compact|export|import", `Look after the file that the programs share, while they run:
+
+  stats    how much it holds
+  check    look for faults in it; exit status 1 if there are any
+  compact  give back the space of what was deleted
+  export   write all it holds as JSON lines
+  import   read that into a store that is empty`},
+}
+
+// printHelp prints what there is to know about a command.
+func printHelp(name string) {
+	h := help[name]
+	fmt.Printf("usage: %s [-config FILE] %s\n\n%s\n", program, h.syntax, h.text)
+}

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"time"
+
+	"ruapost"
+	"ruapost/compose"
+	"ruapost/daemon"
+	"ruapost/reporting"
+)
+
+func sendCommand(args []string) (action, error) {
+	var what reporting.Selection
+	var domain string
+	var dryRun bool
+	_, err := parse("send", args, 0, 0, func(flags *flag.FlagSet) {
+		flags.BoolVar(&what.Open, "now", false, "")
+		flags.StringVar(&domain, "domain", "", "")
+		flags.BoolVar(&dryRun, "dry-run", false, "")
+	})
+	if err != nil {
+		return nil, err
+	}
+	if domain != "" {
+		if what.Domain, err = ruapost.ParseDomain(domain); err != nil {
+			return nil, fmt.Errorf("%w: send --domain: %w", daemon.ErrUsage, err)
+		}
+	}
+	if dryRun {
+		return needStore(func(ctx context.Context, t *tools) error {
+			// What would keep a run from sending keeps its rehearsal from passing.
+			return errors.Join(t.loadKey(), t.reporter.DryRun(ctx, os.Stdout, what))
+		}), nil
+	}
+	return needStore(func(ctx context.Context, t *tools) error { return send(ctx, t, what) }), nil
+}
+
+// send loads the key, sends, and tidies up.
+func send(ctx context.Context, t *tools, what reporting.Selection) error {
+	if err := t.loadKey(); err != nil {
+		return err
+	}
+	if what.Open {
+		t.reporter.Spread = 0
+	}
+	before, err := t.store.Counts(ctx)
+	if err != nil {
+		return err
+	}
+	if isTerminal(os.Stderr) {
+		p := showProgress(os.Stderr)
+		t.reporter.Progress = p.show
+		defer p.end()
+	}
+	err = t.reporter.Send(ctx, what)
+	if !errors.Is(err, reporting.ErrBusy) {
+		err = errors.Join(err, t.ended(context.WithoutCancel(ctx), before, err == nil))
+	}
+	return errors.Join(err, t.store.Tidy(ctx))
+}
+
+// ended says so if a run found nothing to do, and writes the counters where the
+// configuration wants them.
+func (t *tools) ended(ctx context.Context, before map[string]uint64, ok bool) error {
+	counts, err := t.store.Counts(ctx)
+	if err != nil {
+		return err
+	}
+	if ok && maps.Equal(before, counts) {
+		slog.Info("nothing is due")
+	}
+	if t.cfg.Reporter.Textfile == "" {
+		return nil
+	}
+	return reporting.WriteTextfile(t.cfg.Reporter.Textfile, counts, time.Now(), ok)
+}
+
+// loadKey loads the key that reports are signed with, if there is one.
+func (t *tools) loadKey() (err error) {
+	dkim := t.cfg.DKIM
+	if dkim.Domain == "" {
+		return nil
+	}
+	if t.reporter.Signer, err = compose.LoadSigner(dkim.Domain, dkim.Selector, dkim.KeyFile); err != nil {
+		return err
+	}
+	if warning := t.reporter.Signer.Warning(); warning != "" {
+		slog.Warn("dkim: " + warning)
+	}
+	return nil
+}
