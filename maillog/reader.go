@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ruapost"
+	"ruapost/bounce"
 )
 
 // Bounds on what a Reader remembers.
@@ -188,7 +189,7 @@ func (r *Reader) entry(e Entry) prometheus.Counter {
 // qmgr notes which messages are ours, from when they enter the active queue until they
 // leave the system:
 //
-//	QID: from=<reports@example.org>, size=1234, nrcpt=1 (queue active)
+//	QID: from=<reports+token@example.org>, size=1234, nrcpt=1 (queue active)
 //	QID: removed
 func (r *Reader) qmgr(e Entry) bool {
 	id, rest, ok := cutQueueID(e.Text)
@@ -201,11 +202,19 @@ func (r *Reader) qmgr(e Entry) bool {
 		r.own.remove(key)
 		return ok
 	}
-	rest, ok = strings.CutPrefix(rest, "from=<"+r.ownLocal+"@")
+	rest, ok = strings.CutPrefix(rest, "from=<"+r.ownLocal)
 	if !ok {
 		return false
 	}
+	token, rest, _ := strings.Cut(rest, "@")
 	domain, rest, _ := strings.Cut(rest, ">")
+	if token != "" {
+		// It names the mail, for bounces, behind a delimiter.
+		sender := r.ownLocal + "@" + r.ownDomain
+		if _, ok := bounce.ParseToken(sender, token[:1], r.ownLocal+token+"@"+r.ownDomain); !ok {
+			return false
+		}
+	}
 	if domain, err := ruapost.ParseDomain(domain); err != nil || domain != r.ownDomain || !strings.HasPrefix(rest, ", size=") {
 		return false
 	}

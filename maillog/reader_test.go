@@ -12,6 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"ruapost/bounce"
 )
 
 // noon is the time of the tests' log lines.
@@ -611,7 +613,13 @@ smtp[%d]: warning: TLS policy lookup for %s/mx.b.example: no TLSA records found
 smtp[%d]: %s: to=<u@%s>, relay=mx.a.example[192.0.2.1]:25, %s, %s
 `, pid, tls13, pid, domain, pid, id, domain, delays, sentTo)
 	}
+	token, err := bounce.Sender([]byte("secret"), "reports@example.org", "+", strings.Repeat("0a", 16), "u@own.example")
+	if err != nil {
+		t.Fatal(err)
+	}
 	log := `
+qmgr[9]: 45BA69A00B1: from=<` + token + `>, size=1234, nrcpt=1 (queue active)
+qmgr[9]: 45BA69A00B2: from=<reports+us@example.org>, size=1234, nrcpt=1 (queue active)
 qmgr[9]: 45BA69A00A1: from=<reports@Example.ORG>, size=1234, nrcpt=1 (queue active)
 qmgr[9]: 45BA69A00A2: from=<reports@example.org.b.example>, size=1234, nrcpt=1 (queue active)
 qmgr[9]: 45BA69A00A3: from=<xreports@example.org>, size=1234, nrcpt=1 (queue active)
@@ -619,7 +627,8 @@ qmgr[9]: 45BA69A00A4: from=<"reports@example.org>, size=1, nrcpt=1 (queue active
 qmgr[9]: 45BA69A00A5: from=<reports@example.org>x@b.example>, size=1234, nrcpt=1 (queue active)
 qmgr[9]: 45BA69A00A6: from=<>, size=1234, nrcpt=1 (queue active)
 ` + session(1, "45BA69A00A1", "own.example") + session(2, "45BA69A00A2", "a2.example") + session(3, "45BA69A00A3", "a3.example") +
-		session(4, "45BA69A00A4", "a4.example") + session(5, "45BA69A00A5", "a5.example") + session(6, "45BA69A00A6", "a6.example") + `
+		session(4, "45BA69A00A4", "a4.example") + session(5, "45BA69A00A5", "a5.example") + session(6, "45BA69A00A6", "a6.example") +
+		session(10, "45BA69A00B1", "token.example") + session(11, "45BA69A00B2", "b2.example") + `
 smtp[7]: 45BA69A00A1: to=<u@own.example>, relay=mx.a.example[192.0.2.1]:25, ` + delays + `, ` + sentTo + `
 qmgr[9]: 45BA69A00A1: removed
 ` + session(8, "45BA69A00A1", "later.example")
@@ -629,13 +638,13 @@ qmgr[9]: 45BA69A00A1: removed
 		got = append(got, string(e.Kind)+" "+e.Domains[0])
 	}
 	var want []string
-	for _, domain := range []string{"a2", "a3", "a4", "a5", "a6", "later"} {
+	for _, domain := range []string{"a2", "a3", "a4", "a5", "a6", "b2", "later"} {
 		want = append(want, "problem "+domain+".example", "session "+domain+".example")
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
-	if n := testutil.ToFloat64(droppedOwn) - count; n != 3 { // session, problem, plaintext delivery
+	if n := testutil.ToFloat64(droppedOwn) - count; n != 5 { // two sessions, two problems, a plaintext delivery
 		t.Errorf("%v dropped as our own", n)
 	}
 }
