@@ -6,14 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"syscall"
 	"text/tabwriter"
 	"time"
 
 	"ruapost"
 	"ruapost/bboltstore"
+	"ruapost/bench/internal/program"
 )
 
 // load is what to do to a daemon. The fields are the flags of these names.
@@ -33,17 +32,11 @@ type bench struct {
 }
 
 // build builds the daemon, unless there is one.
-func (b *bench) build(ctx context.Context) error {
-	if b.binary != "" {
-		return nil
+func (b *bench) build(ctx context.Context) (err error) {
+	if b.binary == "" {
+		b.binary, err = program.Build(ctx, b.scratch, "cmd/tlspolicy")
 	}
-	b.binary = filepath.Join(b.scratch, "ruapost-tlspolicy")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", b.binary, "ruapost/cmd/tlspolicy")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if said, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the daemon: %w\n%s", err, said)
-	}
-	return nil
+	return err
 }
 
 // outcome is what came of a load.
@@ -82,13 +75,17 @@ func (b *bench) run(ctx context.Context, l load) (*outcome, error) {
 	o, err := l.measure(ctx, p, b.out)
 	if err != nil {
 		p.kill()
-		return nil, p.failed(err)
+		return nil, p.Failed(err)
 	}
 	if err := p.stop(); err != nil {
 		return nil, err
 	}
-	o.cpu, o.peak = p.cpu(), p.peak()
-	complaints, err := p.complaints()
+	used, err := p.Usage()
+	if err != nil {
+		return nil, err
+	}
+	o.cpu, o.peak = used.CPU, used.Peak
+	complaints, err := p.Complaints()
 	if err != nil {
 		return nil, err
 	}
@@ -100,25 +97,18 @@ func (b *bench) run(ctx context.Context, l load) (*outcome, error) {
 }
 
 // measure sends the datagrams.
-func (l load) measure(ctx context.Context, p *program, out io.Writer) (o *outcome, err error) {
+func (l load) measure(ctx context.Context, p *daemon, out io.Writer) (o *outcome, err error) {
 	if l.perf != "" {
-		stop, err := p.profile(ctx, l.perf, out)
+		stop, err := p.Profile(ctx, l.perf, out)
 		if err != nil {
 			return nil, err
 		}
 		defer func() { err = errors.Join(err, stop()) }()
 	}
-	own, began := ownTime(), time.Now()
+	own, began := program.OwnTime(), time.Now()
 	o = &outcome{sent: l.send(ctx, p.socket)}
-	o.elapsed, o.own = time.Since(began), ownTime()-own
+	o.elapsed, o.own = time.Since(began), program.OwnTime()-own
 	return o, errors.Join(o.err, context.Cause(ctx))
-}
-
-// ownTime is the CPU time of this process.
-func ownTime() time.Duration {
-	var u syscall.Rusage
-	syscall.Getrusage(syscall.RUSAGE_SELF, &u) // cannot fail
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // recorded counts the sessions in the store.

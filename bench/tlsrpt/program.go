@@ -2,35 +2,26 @@ package main
 
 import (
 	"bytes"
-	"context"
-	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
+	"ruapost/bench/internal/program"
 	"ruapost/internal/dnstest"
 )
 
-const (
-	startTime = 10 * time.Second // for the daemon to begin
-	stopTime  = 60 * time.Second // and to end
-)
+const startTime = 10 * time.Second // for the daemon to begin
 
-// program is a ruapost-tlspolicy under test.
-type program struct {
-	cmd    *exec.Cmd
+// daemon is a ruapost-tlspolicy under test.
+type daemon struct {
+	*program.Process
 	dns    *dnstest.Server
-	socket string // for datagrams
-	store  string // its file
-	log    string // the file with what it says
-	ended  chan error
+	socket string        // for datagrams
+	store  string        // its file
 	ready  *net.UnixConn // what the daemon tells systemd; it stays open for the end
 }
 
@@ -45,7 +36,7 @@ tlsrpt = "unix:%s"
 `
 
 // start starts a daemon in the folder dir and waits until it is ready.
-func (b *bench) start(dir string, qlen int) (p *program, err error) {
+func (b *bench) start(dir string, qlen int) (p *daemon, err error) {
 	notify := filepath.Join(dir, "notify")
 	ready, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: notify, Net: "unixgram"})
 	if err != nil {
@@ -56,11 +47,7 @@ func (b *bench) start(dir string, qlen int) (p *program, err error) {
 			ready.Close()
 		}
 	}()
-	p = &program{
-		ready:  ready,
-		socket: filepath.Join(dir, "tlsrpt.sock"), store: filepath.Join(dir, "ruapost.db"),
-		log: filepath.Join(dir, "log"), ended: make(chan error, 1),
-	}
+	p = &daemon{ready: ready, socket: filepath.Join(dir, "tlsrpt.sock"), store: filepath.Join(dir, "ruapost.db")}
 	launch := func() error { return p.launch(b.binary, dir, notify) }
 	if qlen > 0 {
 		err = inNamespace(qlen, launch)
@@ -74,14 +61,14 @@ func (b *bench) start(dir string, qlen int) (p *program, err error) {
 	buf := make([]byte, 100)
 	if n, err := ready.Read(buf); err != nil || !bytes.Contains(buf[:n], []byte("READY=1")) {
 		p.kill()
-		return nil, p.failed(fmt.Errorf("not ready: %w", err))
+		return nil, p.Failed(fmt.Errorf("not ready: %w", err))
 	}
 	return p, nil
 }
 
 // launch starts the daemon and its DNS server, which has nothing: no MX host wants reports
 // of its own.
-func (p *program) launch(binary, dir, notify string) (err error) {
+func (p *daemon) launch(binary, dir, notify string) (err error) {
 	if p.dns, err = dnstest.Start("127.0.0.1:0"); err != nil {
 		return err
 	}
@@ -95,89 +82,26 @@ func (p *program) launch(binary, dir, notify string) (err error) {
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		return err
 	}
-	log, err := os.Create(p.log)
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	p.cmd = exec.Command(binary, "-config", file)
-	p.cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notify)
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	if err := p.cmd.Start(); err != nil {
-		return err
-	}
-	go func() { p.ended <- p.cmd.Wait() }()
-	return nil
-}
-
-// failed tells with err what the daemon said.
-func (p *program) failed(err error) error {
-	said, _ := os.ReadFile(p.log)
-	return fmt.Errorf("the daemon: %w\n%s", err, said[max(0, len(said)-2000):])
+	cmd := exec.Command(binary, "-config", file)
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notify)
+	// With -qlen this thread ends soon, and a signal at its death would come too early.
+	cmd.SysProcAttr = &syscall.SysProcAttr{}
+	p.Process, err = program.Start(cmd, filepath.Join(dir, "log"))
+	return err
 }
 
 // stop ends the daemon as systemd does.
-func (p *program) stop() error {
-	defer p.ready.Close()
-	p.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case err := <-p.ended:
-		p.dns.Close()
-		if err != nil {
-			return p.failed(err)
-		}
-		return nil
-	case <-time.After(stopTime):
-		p.kill()
-		return p.failed(errors.New("did not end"))
-	}
+func (p *daemon) stop() error {
+	defer p.close()
+	return p.Stop()
 }
 
-func (p *program) kill() {
-	p.cmd.Process.Kill()
-	<-p.ended
+func (p *daemon) kill() {
+	p.Kill()
+	p.close()
+}
+
+func (p *daemon) close() {
 	p.ready.Close()
 	p.dns.Close()
-}
-
-// complaints are the warnings and errors in the daemon's log.
-func (p *program) complaints() ([]string, error) {
-	said, err := os.ReadFile(p.log)
-	if err != nil {
-		return nil, err
-	}
-	var lines []string
-	for line := range strings.Lines(string(said)) {
-		if !strings.Contains(line, "level=INFO") && !strings.Contains(line, "level=DEBUG") {
-			lines = append(lines, strings.TrimSpace(line))
-		}
-	}
-	return lines, nil
-}
-
-// cpu is the CPU time of the daemon, which has ended, and peak the most memory it had.
-func (p *program) cpu() time.Duration {
-	return p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime()
-}
-
-func (p *program) peak() int64 {
-	return p.cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10
-}
-
-// profile records where the daemon's time goes until the function that it returns is
-// called.
-func (p *program) profile(ctx context.Context, file string, out io.Writer) (stop func() error, err error) {
-	perf := exec.CommandContext(ctx, "perf", "record", "-q", "-g", "-o", file, "-p", strconv.Itoa(p.cmd.Process.Pid))
-	perf.Stdout, perf.Stderr = out, out
-	if err := perf.Start(); err != nil {
-		return nil, err
-	}
-	return func() error {
-		perf.Process.Signal(os.Interrupt)
-		err := perf.Wait()
-		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-			return nil // it passes the signal on that it was sent
-		}
-		return err
-	}, nil
 }
