@@ -108,7 +108,7 @@ min_interval = "6h"
 keep = "48h"
 spread = "0s"
 max_recipients = 64
-max_report_size = 100_000
+max_report_size = 1_000_000
 tls_success_only = false
 https_verify = false
 allow_networks = ["10.0.0.0/8"]
@@ -201,7 +201,7 @@ report = "no"
 			MinInterval:       6 * time.Hour,
 			Keep:              48 * time.Hour,
 			MaxRecipients:     64,
-			MaxReportSize:     100_000,
+			MaxReportSize:     1_000_000,
 			TLSFailuresOnly:   true,
 			HTTPSUnverified:   true,
 			AllowNetworks:     []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
@@ -450,11 +450,11 @@ func TestErrors(t *testing.T) {
 		{"boolean for a number", "[reporter]\nmax_reports_per_run = false\n", `f.toml:2: reporter.max_reports_per_run: false is a boolean; expected a whole number from 1 to 1000000000, or 0 for no bound`},
 		{"boolean in quotes", "[reporter]\ntls_success_only = \"true\"\n", `f.toml:2: reporter.tls_success_only: "true" is a string; expected true or false, without quotes`},
 		{"number for a boolean", "[reporter]\nhttps_verify = 0\n", `f.toml:2: reporter.https_verify: 0 is a number; expected true or false, without quotes`},
-		{"size too small", "[reporter]\nmax_report_size = \"99KB\"\n", `f.toml:2: reporter.max_report_size: "99KB": out of bounds; expected a size from "100KB" to "100MB", or as many octets`},
-		{"size too large", "[reporter]\nmax_report_size = 100_000_001\n", `f.toml:2: reporter.max_report_size: 100000001: out of bounds; expected a size from "100KB" to "100MB", or as many octets`},
-		{"size beyond all bounds", "[reporter]\nmax_report_size = \"18446744073709551615MB\"\n", `f.toml:2: reporter.max_report_size: "18446744073709551615MB": not a number with KB or MB behind it; expected a size from "100KB" to "100MB", or as many octets`},
-		{"size with another unit", "[reporter]\nmax_report_size = \"10MiB\"\n", `f.toml:2: reporter.max_report_size: "10MiB": not a number with KB or MB behind it; expected a size from "100KB" to "100MB", or as many octets`},
-		{"size as a boolean", "[reporter]\nmax_report_size = true\n", `f.toml:2: reporter.max_report_size: true is a boolean; expected a size from "100KB" to "100MB", or as many octets`},
+		{"size too small", "[reporter]\nmax_report_size = \"999KB\"\n", `f.toml:2: reporter.max_report_size: "99KB": out of bounds; expected a size from "1MB" to "100MB", or as many octets`},
+		{"size too large", "[reporter]\nmax_report_size = 100_000_001\n", `f.toml:2: reporter.max_report_size: 100000001: out of bounds; expected a size from "1MB" to "100MB", or as many octets`},
+		{"size beyond all bounds", "[reporter]\nmax_report_size = \"18446744073709551615MB\"\n", `f.toml:2: reporter.max_report_size: "18446744073709551615MB": not a number with KB or MB behind it; expected a size from "1MB" to "100MB", or as many octets`},
+		{"size with another unit", "[reporter]\nmax_report_size = \"10MiB\"\n", `f.toml:2: reporter.max_report_size: "10MiB": not a number with KB or MB behind it; expected a size from "1MB" to "100MB", or as many octets`},
+		{"size as a boolean", "[reporter]\nmax_report_size = true\n", `f.toml:2: reporter.max_report_size: true is a boolean; expected a size from "1MB" to "100MB", or as many octets`},
 		{"recipient as a URI", "[reporter]\nexclude_recipients = [\"mailto:a@b.example\"]\n", `f.toml:2: reporter.exclude_recipients: "mailto:a@b.example": not a mail address: no "@" after the local part; expected a list of mail addresses, or domains such as "example.org", or ".example.org" for all names below it`},
 		{"recipients below a dot", "[reporter]\nonly_domains = [\".\"]\n", `f.toml:2: reporter.only_domains: not a domain name: empty: ""; expected a list of domains such as "example.org", or ".example.org" for all names below it`},
 		{"one domain without a list", "[reporter]\nlegacy_domains = \"a.example\"\n", `f.toml:2: reporter.legacy_domains: "a.example" is a string; expected a list of domains such as "example.org", or ".example.org" for all names below it`},

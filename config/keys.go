@@ -35,7 +35,7 @@ const (
 	maxKeep       = 30 * 24 * time.Hour
 	maxSpread     = 50 * time.Minute // the next run may begin after an hour
 	maxRecipients = 64
-	minReportSize = 100_000     // octets
+	minReportSize = 1_000_000   // octets
 	maxReportSize = 100_000_000 // octets
 	maxMails      = 1_000_000_000
 )
@@ -104,7 +104,7 @@ func (c *Config) keys() map[string]setter {
 		"reporter.keep":             one(&c.Reporter.Keep, `a time from "1d" to "30d"`, timeBetween(minKeep, maxKeep)),
 		"reporter.spread":           one(&c.Reporter.Spread, `a time from "0s" to "50m"`, timeBetween(0, maxSpread)),
 		"reporter.max_recipients":   number(&c.Reporter.MaxRecipients, "a whole number from 1 to 64", 1, maxRecipients),
-		"reporter.max_report_size":  size(&c.Reporter.MaxReportSize, `a size from "100KB" to "100MB", or as many octets`, minReportSize, maxReportSize),
+		"reporter.max_report_size":  size(&c.Reporter.MaxReportSize, `a size from "1MB" to "100MB", or as many octets`, minReportSize, maxReportSize),
 		"reporter.tls_success_only": boolean(&c.Reporter.TLSFailuresOnly, false),
 		"reporter.https_verify":     boolean(&c.Reporter.HTTPSUnverified, false),
 		"reporter.allow_networks":   list(&c.Reporter.AllowNetworks, 0, networks, parseNetwork),

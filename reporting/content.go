@@ -15,6 +15,9 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 
 	"ruapost"
 	"ruapost/dmarc"
@@ -46,43 +49,46 @@ func formats(rep *ruapost.Report) (legacy []bool) {
 	return legacy
 }
 
-// freeze writes the content of a sealed report into its folder, or into several if it
-// is too large for one, and returns the report or its parts. It may have been done in
-// part by a run that ended: nobody has got anything of that yet.
-func (r *Reporter) freeze(ctx context.Context, rep *ruapost.Report) (parts []*ruapost.Report, err error) {
-	parts, err = r.writeParts(ctx, rep)
-	if err == nil {
-		err = r.syncContent(parts)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reporting: compose report %s about %s: %w", rep.ID, rep.Domain, err)
-	}
-	return parts, nil
-}
-
 // composing bounds how many reports are written at a time: that takes the processor,
 // and memory for compression.
-var composing = make(chan struct{}, 2*runtime.GOMAXPROCS(0))
+var composing = make(chan struct{}, runtime.GOMAXPROCS(0))
 
+// writeParts writes the content of a sealed report into its folder, or into several if it
+// is too large for one, and returns the report or its parts. It may have been done in
+// part by a run that ended: nobody has got anything of that yet.
 func (r *Reporter) writeParts(ctx context.Context, rep *ruapost.Report) ([]*ruapost.Report, error) {
-	composing <- struct{}{}
-	defer func() { <-composing }()
 	if rep.Kind == ruapost.KindTLS {
+		composing <- struct{}{}
+		defer func() { <-composing }()
 		return []*ruapost.Report{rep}, r.freezeTLS(ctx, rep)
 	}
-	return r.freezeDMARC(ctx, rep)
+	next, stop := iter.Pull2(r.Store.Rows(ctx, rep.Groups[0].ID))
+	defer stop()
+	rows := &rowSource{next: next}
+	rows.done() // reads the first of them, before the wait: with those of other reports
+	composing <- struct{}{}
+	defer func() { <-composing }()
+	return r.freezeDMARC(ctx, rep, rows)
 }
 
-// syncContent makes sure that the content of reports is on disk.
-func (r *Reporter) syncContent(reports []*ruapost.Report) error {
-	paths := []string{r.Outbox}
-	for _, rep := range reports {
-		paths = append(paths, r.dir(rep))
-		for _, legacy := range formats(rep) {
-			paths = append(paths, r.contentFile(rep, legacy))
+// syncContent makes sure that the content of the reports that were written is on disk.
+func (r *Reporter) syncContent(batch []*preparation) error {
+	var paths []string
+	for _, p := range batch {
+		if p.rep.State != ruapost.ReportSealed {
+			continue
+		}
+		for _, part := range p.parts {
+			paths = append(paths, r.dir(part))
+			for _, legacy := range formats(part) {
+				paths = append(paths, r.contentFile(part, legacy))
+			}
 		}
 	}
-	return r.disk.sync(paths...)
+	if len(paths) == 0 {
+		return nil
+	}
+	return syncFiles(append(paths, r.Outbox))
 }
 
 // freezeTLS writes a TLS report. Past MaxReportSize there are no further details of
@@ -106,11 +112,8 @@ func (r *Reporter) freezeTLS(ctx context.Context, rep *ruapost.Report) error {
 
 // freezeDMARC writes a DMARC report in all forms that are wanted. The first decides how
 // many rows go into a part.
-func (r *Reporter) freezeDMARC(ctx context.Context, rep *ruapost.Report) ([]*ruapost.Report, error) {
-	rows, stop := iter.Pull2(r.Store.Rows(ctx, rep.Groups[0].ID))
-	defer func() { stop() }()
+func (r *Reporter) freezeDMARC(ctx context.Context, rep *ruapost.Report, source *rowSource) ([]*ruapost.Report, error) {
 	forms := formats(rep)
-	source := &rowSource{next: rows}
 	var parts []*ruapost.Report
 	for !source.done() {
 		part := partOf(rep, len(parts)+1)
@@ -318,38 +321,49 @@ func (r *Reporter) emptyDir(rep *ruapost.Report) error {
 }
 
 // compressorHolds is how many octets may come out of the compressor after its last
-// input: it works on blocks.
-const compressorHolds = 64 << 10
+// input, and of what is on the way to it: it works on blocks.
+const compressorHolds = 96 << 10
+
+// compressor compresses what another goroutine writes: a large report takes half the time
+// by that.
+type compressor struct {
+	zw  *gzip.Writer
+	buf [32 << 10]byte
+}
 
 // compressors are reused: each is about a megabyte.
-var compressors = sync.Pool{New: func() any { return gzip.NewWriter(io.Discard) }}
+var compressors = sync.Pool{New: func() any { return &compressor{zw: gzip.NewWriter(io.Discard)} }}
 
 // writeGzip writes a compressed file, see writeFile, and returns its size. What write
-// is given tells how large it is so far.
-func writeGzip(path string, write func(w io.Writer, size func() int64) error) (size int64, err error) {
-	zw := compressors.Get().(*gzip.Writer)
-	defer compressors.Put(zw)
-	err = writeFile(path, func(w io.Writer) error {
-		counting := &countingWriter{w: w}
-		zw.Reset(counting)
-		err := write(zw, func() int64 { return counting.n })
-		if err == nil {
-			err = zw.Close()
+// is given tells about how large it is so far.
+func writeGzip(path string, write func(w io.Writer, size func() int64) error) (int64, error) {
+	c := compressors.Get().(*compressor)
+	defer compressors.Put(c)
+	var size atomic.Int64
+	err := writeFile(path, func(w io.Writer) error {
+		c.zw.Reset(&countingWriter{w, &size})
+		r, plain := io.Pipe()
+		var writing sync.WaitGroup
+		writing.Go(func() { plain.CloseWithError(write(plain, size.Load)) })
+		_, err := io.CopyBuffer(struct{ io.Writer }{c.zw}, r, c.buf[:])
+		r.CloseWithError(err)
+		writing.Wait()
+		if err != nil {
+			return err
 		}
-		size = counting.n
-		return err
+		return c.zw.Close()
 	})
-	return size, err
+	return size.Load(), err
 }
 
 type countingWriter struct {
 	w io.Writer
-	n int64
+	n *atomic.Int64
 }
 
 func (c *countingWriter) Write(p []byte) (int, error) {
 	n, err := c.w.Write(p)
-	c.n += int64(n)
+	c.n.Add(int64(n))
 	return n, err
 }
 
@@ -398,4 +412,30 @@ func writeFile(path string, write func(io.Writer) error) error {
 		return err
 	}
 	return errors.Join(w.Flush(), f.Close())
+}
+
+// manyFiles is the number of files from which one sync of the whole file system takes
+// less than one of each: each waits for the disk.
+const manyFiles = 12
+
+// syncFiles returns when files and folders, all in one file system, are safely on disk.
+func syncFiles(paths []string) error {
+	for _, path := range paths {
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		if len(paths) < manyFiles {
+			err = f.Sync()
+		} else {
+			err = unix.Syncfs(int(f.Fd()))
+		}
+		if err = errors.Join(err, f.Close()); err != nil {
+			return fmt.Errorf("sync %s: %w", path, err)
+		}
+		if len(paths) >= manyFiles { // the first has brought the others with it
+			break
+		}
+	}
+	return nil
 }

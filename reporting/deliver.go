@@ -44,16 +44,22 @@ func (run *run) offerAll(ctx context.Context) error {
 	if n := len(run.offers); n > 1 {
 		gap = min(run.Spread/time.Duration(n), MaxGap)
 	}
-	return each(ctx, offering, func(yield func(offer) bool) {
+	size, atOnce := 1, offering
+	if gap == 0 { // what each needs of the disk they can need together
+		size, atOnce = preparing, batches
+	}
+	return each(ctx, atOnce, func(yield func([]offer) bool) {
 		next := time.Now()
-		for i, o := range run.offers {
-			run.progress("sending", i, len(run.offers))
-			if !sleepUntil(ctx, next) || !yield(o) {
+		done := 0
+		for batch := range slices.Chunk(run.offers, size) {
+			run.progress("sending", done, len(run.offers))
+			if !sleepUntil(ctx, next) || !yield(batch) {
 				return
 			}
 			next = next.Add(gap)
+			done += len(batch)
 		}
-	}, run.offer)
+	}, run.offerBatch)
 }
 
 // sleepUntil tells whether ctx has not ended.
@@ -97,39 +103,151 @@ func (run *run) holdBack() {
 	run.offers = kept
 }
 
-// offer sends a report to one recipient and notes what became of it. It returns an
-// error if that is no matter of this recipient alone.
-func (run *run) offer(ctx context.Context, o offer) error {
-	rep, err := run.Store.Report(ctx, o.id)
+// attempt is an offer on its way.
+type attempt struct {
+	offer
+	rep *ruapost.Report
+	rc  *ruapost.Recipient
+	// file has the mail, unless it goes by HTTPS. fresh says that it is to be put in its
+	// place before it can be sent, taken that sendmail has taken it already: an earlier run
+	// was killed before it could note that.
+	file         string
+	fresh, taken bool
+	// tried says that it was offered, or could not be; err is what came of it.
+	tried bool
+	err   error
+}
+
+// offerBatch makes the mails of a batch, sends them and notes what became of them. The
+// error is what is no matter of one recipient alone.
+func (run *run) offerBatch(ctx context.Context, batch []offer) error {
+	attempts := make([]*attempt, len(batch))
+	for i, o := range batch {
+		attempts[i] = &attempt{offer: o}
+	}
+	// What is not found out, as ctx ends, is left for the next run.
+	err := each(ctx, preparing, slices.Values(attempts), run.find)
+	attempts = slices.DeleteFunc(attempts, func(a *attempt) bool { return a.rc == nil })
+	if err := errors.Join(err, run.putInPlace(attempts)); err != nil {
+		return err
+	}
+	errSend := each(ctx, offering, slices.Values(attempts), run.send)
+	// What was sent must be noted even if the run is to stop.
+	return errors.Join(errSend, each(context.WithoutCancel(ctx), preparing, slices.Values(attempts), run.noteOutcome))
+}
+
+// find finds the report and makes the mail, unless that was done before. rc stays nil if
+// there is nothing to do.
+func (run *run) find(ctx context.Context, a *attempt) error {
+	rep, err := run.Store.Report(ctx, a.id)
 	if errors.Is(err, ruapost.ErrNoReport) { // forgotten meanwhile
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	i := slices.IndexFunc(rep.Recipients, func(rc ruapost.Recipient) bool { return rc.Address == o.address })
+	i := slices.IndexFunc(rep.Recipients, func(rc ruapost.Recipient) bool { return rc.Address == a.address })
 	if i < 0 || !run.isDue(&rep.Recipients[i]) {
 		return nil
 	}
-	rc := &rep.Recipients[i]
+	a.rep, a.rc = rep, &rep.Recipients[i]
 	switch {
-	case run.suppress(rc, run.suppressed):
+	case run.suppress(a.rc, run.suppressed):
 		run.count("suppressed")
 	case run.now().Sub(rep.Sealed) >= run.Keep:
-		run.giveUp(rep, rc, fmt.Errorf("given up after %s: it was held back", run.Keep))
-	default:
-		err = run.send(ctx, rep, rc)
-		if errors.Is(err, errSendmail) {
-			return fmt.Errorf("reporting: %w", err)
-		}
-		run.noteOutcome(ctx, rep, rc, err)
+		run.giveUp(rep, a.rc, fmt.Errorf("given up after %s: it was held back", run.Keep))
+	case !a.rc.HTTPS:
+		a.file = run.mailFile(rep, a.rc)
+		a.err = run.makeMail(a)
+		a.tried = a.err != nil
 	}
-	return run.store(ctx, rep, rc)
+	return nil
 }
 
-// noteOutcome notes in rc what became of sending the report there.
-func (run *run) noteOutcome(ctx context.Context, rep *ruapost.Report, rc *ruapost.Recipient, err error) {
-	run.attempt(rc)
+// putInPlace gives the mails that were made just now their names, which never stand for
+// less than a whole mail.
+func (run *run) putInPlace(attempts []*attempt) error {
+	var files, folders []string
+	for _, a := range attempts {
+		if a.fresh {
+			files = append(files, a.file+newSuffix)
+			folders = append(folders, filepath.Dir(a.file))
+		}
+	}
+	err := syncFiles(files)
+	for _, a := range attempts {
+		if a.fresh && err == nil {
+			err = os.Rename(a.file+newSuffix, a.file)
+		}
+	}
+	if err == nil {
+		err = syncFiles(folders)
+	}
+	if err != nil {
+		return fmt.Errorf("reporting: outbox: %w", err)
+	}
+	return nil
+}
+
+// send sends a report to one recipient. The error is what is no matter of that one alone.
+func (run *run) send(ctx context.Context, a *attempt) error {
+	if a.tried || a.rc.State != ruapost.RecipientWaiting {
+		return nil
+	}
+	switch {
+	case a.taken:
+	case a.rc.HTTPS:
+		a.err = run.post(ctx, a.rep, a.rc)
+	default:
+		a.err = run.hand(ctx, a)
+	}
+	if errors.Is(a.err, errSendmail) {
+		return fmt.Errorf("reporting: %w", a.err)
+	}
+	a.tried = true
+	return nil
+}
+
+// hand hands a mail to sendmail.
+func (run *run) hand(ctx context.Context, a *attempt) error {
+	sender, err := run.envelopeSender(a.rep, a.rc)
+	if err != nil {
+		return err
+	}
+	run.noteReported(ctx, a.domain)
+	return run.sendmail(ctx, a.file, sender, a.rc.Address)
+}
+
+// noteOutcome notes what became of an attempt.
+func (run *run) noteOutcome(ctx context.Context, a *attempt) error {
+	if a.tried {
+		run.judge(ctx, a.rep, a.rc, a.err)
+	} else if a.rc.State == ruapost.RecipientWaiting {
+		return nil // the run was stopped before
+	}
+	err := run.Store.UpdateReport(ctx, a.id, func(stored *ruapost.Report) error {
+		for i := range stored.Recipients {
+			if stored.Recipients[i].Address == a.address {
+				stored.Recipients[i] = *a.rc
+			}
+		}
+		run.settle(stored)
+		return nil
+	})
+	if err != nil || a.rc.State == ruapost.RecipientWaiting || a.file == "" {
+		return err
+	}
+	for _, f := range []string{a.file, a.file + takenSuffix} {
+		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("reporting: outbox: %w", err)
+		}
+	}
+	return nil
+}
+
+// judge notes in rc what sending the report there has come to.
+func (run *run) judge(ctx context.Context, rep *ruapost.Report, rc *ruapost.Recipient, err error) {
+	run.try(rc)
 	switch {
 	case err == nil && isTooLarge(rep, rc):
 		run.giveUp(rep, rc, fmt.Errorf("%w: it was told so", errTooLarge))
@@ -147,47 +265,6 @@ func (run *run) noteOutcome(ctx context.Context, rep *ruapost.Report, rc *ruapos
 			slog.Warn("the address could not be suppressed", "recipient", rc.Address, "err", err)
 		}
 	}
-}
-
-// store notes what became of one recipient. It must be noted even if the run is to
-// stop: the mail is out.
-func (run *run) store(ctx context.Context, rep *ruapost.Report, rc *ruapost.Recipient) error {
-	err := run.Store.UpdateReport(context.WithoutCancel(ctx), rep.ID, func(stored *ruapost.Report) error {
-		for i := range stored.Recipients {
-			if stored.Recipients[i].Address == rc.Address {
-				stored.Recipients[i] = *rc
-			}
-		}
-		run.settle(stored)
-		return nil
-	})
-	if err != nil || rc.State == ruapost.RecipientWaiting || rc.HTTPS {
-		return err
-	}
-	file := run.mailFile(rep, rc)
-	for _, f := range []string{file, file + takenSuffix} {
-		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("reporting: outbox: %w", err)
-		}
-	}
-	return nil
-}
-
-// send sends the report to one recipient.
-func (run *run) send(ctx context.Context, rep *ruapost.Report, rc *ruapost.Recipient) error {
-	if rc.HTTPS {
-		return run.post(ctx, rep, rc)
-	}
-	taken, err := run.makeMail(rep, rc)
-	if err != nil || taken { // taken: an earlier run was killed before it could note that
-		return err
-	}
-	run.noteReported(ctx, hostOf(rc))
-	sender, err := run.envelopeSender(rep, rc)
-	if err != nil {
-		return err
-	}
-	return run.sendmail(ctx, run.mailFile(rep, rc), sender, rc.Address)
 }
 
 // noteReported notes that what goes to a domain next is no mail that anybody here
@@ -212,8 +289,8 @@ func (run *run) noteReported(ctx context.Context, domain string) {
 	}
 }
 
-// attempt notes that rc was tried.
-func (r *Reporter) attempt(rc *ruapost.Recipient) {
+// try notes that rc was tried.
+func (r *Reporter) try(rc *ruapost.Recipient) {
 	rc.Attempts++
 	rc.Last = r.now()
 	if rc.First.IsZero() {
@@ -248,38 +325,30 @@ func (run *run) putOff(rep *ruapost.Report, rc *ruapost.Recipient, err error) {
 // errNoContent means that somebody has emptied the outbox.
 var errNoContent = errors.New("the report is not in the outbox any more")
 
-// makeMail makes sure that the mail to rc is in its file, where it is composed the first
-// time and the same from then on. If sendmail has taken it already it need not be there.
-func (run *run) makeMail(rep *ruapost.Report, rc *ruapost.Recipient) (taken bool, err error) {
-	file := run.mailFile(rep, rc)
-	for _, suffix := range []string{takenSuffix, ""} {
-		if there, err := exists(file + suffix); there || err != nil {
-			return suffix == takenSuffix, err
-		}
-	}
-	switch there, err := exists(run.contentFile(rep, rc.Legacy)); {
-	case err != nil:
-		return false, err
-	case !there:
-		return false, errNoContent
-	}
-	fresh := file + ".new"
-	if err = run.composeMail(fresh, rep, rc); err == nil {
-		err = run.putInPlace(fresh, file)
-	}
-	if err != nil && !errors.Is(err, errTooLarge) {
-		err = fmt.Errorf("reporting: compose mail of report %s to %s: %w", rep.ID, rc.Address, err)
-	}
-	return false, err
-}
+// newSuffix is behind the name of a mail that is not whole yet.
+const newSuffix = ".new"
 
-// putInPlace renames a file so that the new name never stands for less than all of it.
-func (run *run) putInPlace(fresh, file string) error {
-	if err := run.disk.sync(fresh); err != nil {
+// makeMail makes sure that there is a mail: it is composed the first time and the same
+// from then on. If sendmail has taken it already it need not be there.
+func (run *run) makeMail(a *attempt) error {
+	taken, err := exists(a.file + takenSuffix)
+	if err != nil || taken {
+		a.taken = taken
 		return err
 	}
-	if err := os.Rename(fresh, file); err != nil {
+	if there, err := exists(a.file); err != nil || there {
 		return err
 	}
-	return run.disk.sync(filepath.Dir(file))
+	switch there, err := exists(run.contentFile(a.rep, a.rc.Legacy)); {
+	case err != nil:
+		return err
+	case !there:
+		return errNoContent
+	}
+	err = run.composeMail(a.file+newSuffix, a.rep, a.rc)
+	a.fresh = err == nil
+	if err != nil && !errors.Is(err, errTooLarge) {
+		err = fmt.Errorf("reporting: compose mail of report %s to %s: %w", a.id, a.address, err)
+	}
+	return err
 }

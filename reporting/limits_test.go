@@ -340,6 +340,7 @@ func TestStop(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
+	r.Spread = time.Second
 	r.Progress = func(what string, done, all int) {
 		if what == "sending" && done == 10 {
 			stop()
@@ -352,7 +353,7 @@ func TestStop(t *testing.T) {
 	if len(first) > 11 {
 		t.Errorf("%d mails after the stop", len(first))
 	}
-	r.Progress = nil
+	r.Progress, r.Spread = nil, 0
 	r.send()
 	all := append(first, r.recipientsOfMails()...)
 	slices.Sort(all)

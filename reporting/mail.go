@@ -39,6 +39,8 @@ func (r *Reporter) composeMail(path string, rep *ruapost.Report, rc *ruapost.Rec
 			slog.Warn("reports are not signed here: set [dkim], unless a milter signs what sendmail submits")
 		})
 	}
+	composing <- struct{}{}
+	defer func() { <-composing }()
 	msg := r.reportMail(rep, rc)
 	if isTooLarge(rep, rc) {
 		if fitsAnybody(rep) {

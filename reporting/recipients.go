@@ -212,10 +212,10 @@ func (run *run) noteAnswers(rep *ruapost.Report, answers []answer) {
 		switch a := answers[i]; {
 		case !a.asked:
 		case errors.Is(a.err, errRefused):
-			run.attempt(&rc)
+			run.try(&rc)
 			run.giveUp(rep, &rc, a.err)
 		case a.err != nil:
-			run.attempt(&rc)
+			run.try(&rc)
 			run.putOff(rep, &rc, a.err)
 		case len(a.instead) > 0:
 			added = append(added, a.instead...)

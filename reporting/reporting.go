@@ -56,10 +56,15 @@ const (
 
 	firstRetry = 15 * time.Minute
 	// preparing is the number of reports that are prepared at a time: most of the time
-	// is spent waiting for the DNS of others and for the disk. offering is the number
-	// of those that are handed to sendmail, or POSTed, at a time.
+	// is spent waiting for the DNS of others and for the disk. Of reading as many rows are
+	// held at a time, a thousand of each at most. offering is the number of those that are
+	// handed to sendmail, or POSTed, at a time.
 	preparing = 64
+	reading   = 16
 	offering  = 8
+	// A run that does not spread offers a batch of preparing at a time, batches of them at
+	// once.
+	batches = 2
 	// lookupTimeout is for looking up whom a domain's record names, and then for
 	// asking all of these.
 	lookupTimeout   = 30 * time.Second
@@ -156,7 +161,6 @@ type Reporter struct {
 	// is not called by two at a time.
 	Progress func(what string, done, all int)
 
-	disk     syncer
 	locked   *os.File  // the outbox's lock, during Send
 	unsigned sync.Once // that mails are not signed was said
 }

@@ -564,7 +564,7 @@ func TestResume(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(r.Outbox, ".new-"+rep.ID), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.freeze(t.Context(), rep); err != nil {
+	if _, err := r.writeParts(t.Context(), rep); err != nil {
 		t.Fatal(err)
 	}
 	before, err := os.ReadFile(r.contentFile(rep, false))

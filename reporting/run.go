@@ -78,16 +78,20 @@ func (run *run) earlier(ctx context.Context) error {
 		}
 	}
 	return errors.Join(
-		each(ctx, preparing, run.counted("reports of earlier runs", open), run.resume),
+		run.prepareAll(ctx, func(found chan<- *preparation) error {
+			return each(ctx, preparing, counted(run, "reports of earlier runs", open), func(ctx context.Context, id string) error {
+				return run.resume(ctx, id, found)
+			})
+		}),
 		each(ctx, preparing, slices.Values(over), run.forget))
 }
 
 // counted returns the items and shows how far whoever takes them has come.
-func (run *run) counted(what string, ids []string) iter.Seq[string] {
-	return func(yield func(string) bool) {
-		for i, id := range ids {
-			run.progress(what, i, len(ids))
-			if !yield(id) {
+func counted[T any](run *run, what string, items []T) iter.Seq[T] {
+	return func(yield func(T) bool) {
+		for i, item := range items {
+			run.progress(what, i, len(items))
+			if !yield(item) {
 				return
 			}
 		}
@@ -110,8 +114,8 @@ func (run *run) countSent(rep *ruapost.Report) {
 	}
 }
 
-// resume takes a report of an earlier run as far as it goes.
-func (run *run) resume(ctx context.Context, id string) error {
+// resume finds what is to be done for a report of an earlier run.
+func (run *run) resume(ctx context.Context, id string, found chan<- *preparation) error {
 	rep, err := run.Store.Report(ctx, id)
 	if errors.Is(err, ruapost.ErrNoReport) {
 		return nil
@@ -126,7 +130,11 @@ func (run *run) resume(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	return run.prepare(ctx, rep)
+	asked := run.askRecipients(ctx, rep)
+	if ctx.Err() == nil {
+		found <- &preparation{rep: rep, asked: asked}
+	}
+	return ctx.Err()
 }
 
 // bringBack makes now of times that lie so far ahead that the clock must have been
@@ -176,18 +184,15 @@ func (run *run) fresh(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return each(ctx, preparing, func(yield func(*dueReport) bool) {
-		for i := range due {
-			run.progress("reports", i, len(due))
-			if !yield(&due[i]) {
-				return
-			}
-		}
-	}, run.make)
+	return run.prepareAll(ctx, func(found chan<- *preparation) error {
+		return each(ctx, preparing, counted(run, "reports", due), func(ctx context.Context, d dueReport) error {
+			return run.begin(ctx, &d, found)
+		})
+	})
 }
 
-// make makes a report that is due.
-func (run *run) make(ctx context.Context, d *dueReport) error {
+// begin finds who is to get a report that is due, and drops it if that is nobody.
+func (run *run) begin(ctx context.Context, d *dueReport, found chan<- *preparation) error {
 	log := slog.With("kind", d.kind, "domain", d.domain, "from", d.window.Start.Format(time.DateTime))
 	recipients, err := run.wanted(ctx, d, run.suppressed)
 	why, none := errors.AsType[noReport](err)
@@ -216,10 +221,11 @@ func (run *run) make(ctx context.Context, d *dueReport) error {
 		Groups:     d.groups,
 		Recipients: recipients,
 	}
-	if err := run.Store.Seal(ctx, rep); err != nil || len(rep.Groups) == 0 {
-		return err
+	run.askRecipients(ctx, rep)
+	if ctx.Err() == nil {
+		found <- &preparation{rep: rep, fresh: true}
 	}
-	return run.prepare(ctx, rep)
+	return ctx.Err()
 }
 
 // newID returns a report identifier: letters and digits only, so that the same string
@@ -234,100 +240,4 @@ func newID(now time.Time) string {
 func partID(id string, part int) string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s part %d", id, part))
 	return id[:8] + hex.EncodeToString(sum[:12])
-}
-
-// prepare takes a report so far that it only needs to be offered to its recipients.
-func (run *run) prepare(ctx context.Context, rep *ruapost.Report) error {
-	asked := run.askRecipients(ctx, rep)
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	reports := []*ruapost.Report{rep}
-	var err error
-	switch {
-	case rep.State == ruapost.ReportSealed:
-		reports, err = run.compose(ctx, rep)
-	case asked:
-		err = run.storeAnswers(ctx, rep)
-	}
-	if err != nil {
-		return err
-	}
-	// Also if an earlier run should have done so: it may have ended just before.
-	if err := run.Store.DropRows(ctx, rep.Groups); err != nil {
-		return err
-	}
-	for _, rep := range reports {
-		run.addOffers(rep)
-	}
-	return nil
-}
-
-// storeAnswers stores what the recipients of a composed report have answered. Mails to some
-// of them may be out, and come back meanwhile.
-func (run *run) storeAnswers(ctx context.Context, rep *ruapost.Report) error {
-	return run.Store.UpdateReport(ctx, rep.ID, func(stored *ruapost.Report) error {
-		for i := range rep.Recipients {
-			for _, rc := range stored.Recipients {
-				if rc.State == ruapost.RecipientBounced && rc.Address == rep.Recipients[i].Address {
-					rep.Recipients[i] = rc
-				}
-			}
-		}
-		stored.Recipients = rep.Recipients
-		run.settle(stored)
-		return nil
-	})
-}
-
-// compose freezes the content of a sealed report and notes that. It returns the report,
-// or the parts that it became; nothing is frozen if nobody is to get it.
-func (run *run) compose(ctx context.Context, rep *ruapost.Report) ([]*ruapost.Report, error) {
-	if !isWaiting(rep) {
-		if err := run.Store.DropRows(ctx, rep.Groups); err != nil {
-			return nil, err
-		}
-		run.settle(rep)
-		return nil, run.Store.PutReports(ctx, rep)
-	}
-	parts, err := run.freeze(ctx, rep)
-	if err != nil && ctx.Err() == nil && run.now().Sub(rep.Sealed) >= run.Keep {
-		return nil, run.abandon(ctx, rep, err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range parts {
-		p.State = ruapost.ReportComposed
-		run.count("reports_" + string(p.Kind))
-	}
-	return parts, run.Store.PutReports(ctx, parts...)
-}
-
-// isWaiting tells whether anybody is still to get the report.
-func isWaiting(rep *ruapost.Report) bool {
-	return slices.ContainsFunc(rep.Recipients, func(rc ruapost.Recipient) bool { return rc.State == ruapost.RecipientWaiting })
-}
-
-// settle notes that a report is done if nobody waits for it.
-func (r *Reporter) settle(rep *ruapost.Report) {
-	if rep.State != ruapost.ReportDone && !isWaiting(rep) {
-		rep.State, rep.Finished = ruapost.ReportDone, r.now()
-	}
-}
-
-// abandon gives up a report that cannot be composed, with its rows. The error it
-// returns says so.
-func (run *run) abandon(ctx context.Context, rep *ruapost.Report, cause error) error {
-	cause = fmt.Errorf("given up after %s: %w", run.Keep, cause)
-	for i := range rep.Recipients {
-		if rc := &rep.Recipients[i]; rc.State == ruapost.RecipientWaiting {
-			run.giveUp(rep, rc, cause)
-		}
-	}
-	if err := run.Store.DropRows(ctx, rep.Groups); err != nil {
-		return err
-	}
-	run.settle(rep)
-	return errors.Join(cause, run.Store.PutReports(ctx, rep))
 }
