@@ -450,7 +450,7 @@ func TestErrors(t *testing.T) {
 		{"boolean for a number", "[reporter]\nmax_reports_per_run = false\n", `f.toml:2: reporter.max_reports_per_run: false is a boolean; expected a whole number from 1 to 1000000000, or 0 for no bound`},
 		{"boolean in quotes", "[reporter]\ntls_success_only = \"true\"\n", `f.toml:2: reporter.tls_success_only: "true" is a string; expected true or false, without quotes`},
 		{"number for a boolean", "[reporter]\nhttps_verify = 0\n", `f.toml:2: reporter.https_verify: 0 is a number; expected true or false, without quotes`},
-		{"size too small", "[reporter]\nmax_report_size = \"999KB\"\n", `f.toml:2: reporter.max_report_size: "99KB": out of bounds; expected a size from "1MB" to "100MB", or as many octets`},
+		{"size too small", "[reporter]\nmax_report_size = \"999KB\"\n", `f.toml:2: reporter.max_report_size: "999KB": out of bounds; expected a size from "1MB" to "100MB", or as many octets`},
 		{"size too large", "[reporter]\nmax_report_size = 100_000_001\n", `f.toml:2: reporter.max_report_size: 100000001: out of bounds; expected a size from "1MB" to "100MB", or as many octets`},
 		{"size beyond all bounds", "[reporter]\nmax_report_size = \"18446744073709551615MB\"\n", `f.toml:2: reporter.max_report_size: "18446744073709551615MB": not a number with KB or MB behind it; expected a size from "1MB" to "100MB", or as many octets`},
 		{"size with another unit", "[reporter]\nmax_report_size = \"10MiB\"\n", `f.toml:2: reporter.max_report_size: "10MiB": not a number with KB or MB behind it; expected a size from "1MB" to "100MB", or as many octets`},
