@@ -38,6 +38,7 @@ func newReporterWorld(t *testing.T) *reporterWorld {
 	dir := t.TempDir()
 	w := &reporterWorld{world: &world{t: t, dir: dir, settings: map[string]string{
 		"myhostname": "mail.example.org", "recipient_delimiter": "-+", "relayhost": "",
+		"transport_maps": "hash:/etc/postfix/transport, regexp:/etc/postfix/ruapost_bounces",
 	}}}
 	for _, d := range []string{"outbox", "bounces/new", "bounces/cur", "bounces/tmp"} {
 		if err := os.MkdirAll(w.path(d), 0o755); err != nil {
@@ -50,6 +51,8 @@ func newReporterWorld(t *testing.T) *reporterWorld {
 	}
 	w.write("key.pem", string(key))
 	w.mode(w.path("key.pem"), 0o600)
+	w.write("postmap", "#!/bin/sh\n[ \"$3\" = regexp:/etc/postfix/ruapost_bounces ] && echo ruapost-bounce:\n")
+	w.mode(w.path("postmap"), 0o755)
 	w.write("sendmail", "#!/bin/sh\n")
 	w.mode(w.path("sendmail"), 0o755)
 
@@ -301,13 +304,15 @@ func TestReporterFaults(t *testing.T) {
 		}},
 
 		// The host.
-		"bounces go to From":              {func(w *reporterWorld) { w.cfg.Reporter.BounceMaildir = "" }, []string{"warning: bounces go to noreply@reports.example.org"}},
-		"no Maildir yet":                  {func(w *reporterWorld) { w.cfg.Reporter.BounceMaildir = w.path("none") }, nil},
-		"no place for one":                {func(w *reporterWorld) { w.cfg.Reporter.BounceMaildir = w.path("none/none") }, []string{"fault: the folder for bounces DIR/none is not there: dead addresses"}},
-		"half a Maildir":                  {func(w *reporterWorld) { w.remove("bounces/cur") }, nil},
-		"no delimiter":                    {func(w *reporterWorld) { w.settings["recipient_delimiter"] = "" }, []string{`fault: recipient_delimiter is "" ... => ... postconf -e 'recipient_delimiter = +'`}},
-		"another delimiter":               {func(w *reporterWorld) { w.cfg.Reporter.BounceDelimiter = "=-" }, []string{`fault: recipient_delimiter is "-+", without reporter.bounce_delimiter, =-: ... 'recipient_delimiter = -+='`}},
-		"two characters as the delimiter": {func(w *reporterWorld) { w.cfg.Reporter.BounceDelimiter = "+=" }, nil},
+		"bounces go to From":       {func(w *reporterWorld) { w.cfg.Reporter.BounceMaildir = "" }, []string{"warning: bounces go to noreply@reports.example.org"}},
+		"no Maildir yet":           {func(w *reporterWorld) { w.cfg.Reporter.BounceMaildir = w.path("none") }, nil},
+		"no place for one":         {func(w *reporterWorld) { w.cfg.Reporter.BounceMaildir = w.path("none/none") }, []string{"fault: the folder for bounces DIR/none is not there: dead addresses"}},
+		"half a Maildir":           {func(w *reporterWorld) { w.remove("bounces/cur") }, nil},
+		"no transport for bounces": {func(w *reporterWorld) { w.settings["transport_maps"] = "hash:/etc/postfix/transport" }, []string{"warning: no table in transport_maps knows addresses such as noreply+"}},
+		"bounces are refused": {func(w *reporterWorld) {
+			w.settings["transport_maps"], w.settings["recipient_delimiter"] = "", "-"
+		}, []string{`fault: bounces are refused: ... and recipient_delimiter is "-", without reporter.bounce_delimiter, + => See docs/bounces.md.`}},
+		"a delimiter is not needed": {func(w *reporterWorld) { w.settings["recipient_delimiter"] = "" }, nil},
 		"no Postfix": {func(w *reporterWorld) {
 			w.host.Postconf = w.path("none")
 			w.host.Addresses = []netip.Addr{netip.MustParseAddr("198.51.100.1")}

@@ -8,6 +8,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"unicode"
+
+	"ruapost"
+	"ruapost/bounce"
 )
 
 // mailSettings asks postconf(1) for what matters to mail that goes out. It returns nil if
@@ -19,7 +23,7 @@ func (s *sender) mailSettings(ctx context.Context) map[string]string {
 	if err != nil {
 		return nil
 	}
-	text, _, err := postconf(ctx, program, "-x", "myhostname", "recipient_delimiter", "relayhost")
+	text, _, err := postconf(ctx, program, "-x", "myhostname", "recipient_delimiter", "relayhost", "transport_maps")
 	if err != nil {
 		return nil
 	}
@@ -53,18 +57,41 @@ func (s *sender) checkBounces() {
 	s.checkDelimiter()
 }
 
-// checkDelimiter looks whether Postfix finds the mailbox of an address with a token.
+// checkDelimiter looks whether Postfix takes mail to an address with a token.
 func (s *sender) checkDelimiter() {
 	delimiter := s.cfg.Reporter.BounceDelimiter
 	settings := s.mail()
 	known, ok := settings["recipient_delimiter"]
-	switch {
+	address, err := bounce.Sender(nil, s.cfg.Reporter.From, delimiter, strings.Repeat("0", 32), s.cfg.Reporter.From)
+	switch transport := s.transport(settings["transport_maps"], address); {
+	case err != nil: // config has refused it
 	case !ok:
 		s.warn("", "whether the mail server knows reporter.bounce_delimiter, %s, cannot be told: Postfix is not here", delimiter)
-	case !strings.Contains(known, delimiter[:1]): // postconf(5): each of its characters is one
-		s.fault(then("", "postconf -e "+quote("recipient_delimiter = "+known+delimiter[:1]), "postfix reload"),
-			"recipient_delimiter is %q, without reporter.bounce_delimiter, %s: bounces are refused", known, delimiter)
+	case transport != "":
+		s.ok("bounces such as to %s go to the transport %s", address, transport)
+	case !strings.Contains(known, delimiter): // postconf(5): each of its characters is one
+		s.fault("See docs/bounces.md.",
+			"bounces are refused: no table in transport_maps knows addresses such as %s, and recipient_delimiter is %q, without reporter.bounce_delimiter, %s",
+			address, known, delimiter)
 	default:
-		s.ok("recipient_delimiter = %s", known)
+		s.warn("See docs/bounces.md.",
+			"no table in transport_maps knows addresses such as %s: bounces are read only if an alias runs ruapost-reporter bounce", address)
 	}
+}
+
+// transport returns what the first of Postfix's tables that knows the address has for it.
+func (s *sender) transport(tables, address string) string {
+	program, err := findPostconf(s.host.Postconf)
+	if err != nil {
+		return ""
+	}
+	for _, table := range strings.FieldsFunc(tables, func(r rune) bool { return r == ',' || unicode.IsSpace(r) }) {
+		ctx, cancel := context.WithTimeout(context.Background(), postconfLimit)
+		out, err := exec.CommandContext(ctx, filepath.Join(filepath.Dir(program), "postmap"), "-q", address, table).Output()
+		cancel()
+		if found := strings.TrimSpace(string(out)); err == nil && found != "" {
+			return ruapost.Clean(found, maxText)
+		}
+	}
+	return ""
 }

@@ -133,7 +133,8 @@ func (run *run) offerBatch(ctx context.Context, batch []offer) error {
 	}
 	errSend := each(ctx, offering, slices.Values(attempts), run.send)
 	// What was sent must be noted even if the run is to stop.
-	return errors.Join(errSend, each(context.WithoutCancel(ctx), preparing, slices.Values(attempts), run.noteOutcome))
+	return errors.Join(errSend, each(context.WithoutCancel(ctx), preparing, slices.Values(attempts), run.noteOutcome),
+		run.writeCounts(ctx, someCounts))
 }
 
 // find finds the report and makes the mail, unless that was done before. rc stays nil if

@@ -87,7 +87,7 @@ func (run *run) prepare(ctx context.Context, batch []*preparation) error {
 			run.addOffers(part)
 		}
 	}
-	return errors.Join(faults...)
+	return errors.Join(append(faults, run.writeCounts(ctx, someCounts))...)
 }
 
 // seal makes sure that the store has the report. If its groups are gone there is none.

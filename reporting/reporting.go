@@ -65,6 +65,8 @@ const (
 	// A run that does not spread offers a batch of preparing at a time, batches of them at
 	// once.
 	batches = 2
+	// someCounts is how much is counted before it is written.
+	someCounts = 100
 	// lookupTimeout is for looking up whom a domain's record names, and then for
 	// asking all of these.
 	lookupTimeout   = 30 * time.Second
@@ -204,7 +206,7 @@ func (r *Reporter) Send(ctx context.Context, what Selection) error {
 	if ctx.Err() == nil {
 		err = errors.Join(err, run.offerAll(ctx))
 	}
-	return errors.Join(err, run.writeCounts(ctx), ctx.Err())
+	return errors.Join(err, run.writeCounts(ctx, 1), ctx.Err())
 }
 
 // each does something with all items, some of them at a time, until ctx ends or

@@ -53,12 +53,22 @@ func (run *run) count(name string) {
 	run.counts[name]++
 }
 
-// writeCounts adds what was counted to the store's counters, even if the run is to stop.
-func (run *run) writeCounts(ctx context.Context) error {
-	if len(run.counts) == 0 {
+// writeCounts adds what was counted to the store's counters if that is at least so much,
+// even if the run is to stop. What a run has not written when it is killed is lost.
+func (run *run) writeCounts(ctx context.Context, least uint64) error {
+	run.mu.Lock()
+	counts := run.counts
+	var n uint64
+	for _, count := range counts {
+		n += count
+	}
+	if n < least {
+		run.mu.Unlock()
 		return nil
 	}
-	return run.Store.Count(context.WithoutCancel(ctx), run.counts)
+	run.counts = map[string]uint64{}
+	run.mu.Unlock()
+	return run.Store.Count(context.WithoutCancel(ctx), counts)
 }
 
 // earlier takes the reports of earlier runs as far as they go without being sent.
