@@ -77,16 +77,22 @@ func (r *Reporter) takeNotice(ctx context.Context, n *bounce.Notice) (outcome st
 
 // bounced marks a report's recipient and suppresses his address.
 func (r *Reporter) bounced(ctx context.Context, id string, rc *ruapost.Recipient, n *bounce.Notice) error {
+	sent := rc.Last
+	if sent.IsZero() {
+		sent = r.now() // the run that sent it has not noted that yet
+	}
 	reason := fmt.Sprintf("%s %s %s", n.Kind, n.Status, n.Diagnostic)
-	if err := r.strike(ctx, rc.Address, reason, rc.Last); err != nil {
+	if err := r.strike(ctx, rc.Address, reason, sent); err != nil {
 		return err
 	}
 	return r.Store.UpdateReport(ctx, id, func(rep *ruapost.Report) error {
 		for i := range rep.Recipients {
-			if o := &rep.Recipients[i]; o.Address == rc.Address && o.State == ruapost.RecipientSent {
+			o := &rep.Recipients[i]
+			if o.Address == rc.Address && (o.State == ruapost.RecipientSent || o.State == ruapost.RecipientWaiting) {
 				o.State, o.Error = ruapost.RecipientBounced, ruapost.Clean(reason, 500)
 			}
 		}
+		r.settle(rep)
 		return nil
 	})
 }

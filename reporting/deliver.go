@@ -12,6 +12,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/net/publicsuffix"
+
 	"ruapost"
 	"ruapost/dmarc"
 )
@@ -86,7 +88,7 @@ func (run *run) holdBack() {
 			reason = "max_reports_per_run"
 		case run.MaxPerDay > 0 && run.sentToday+len(kept) >= run.MaxPerDay:
 			reason = "max_reports_per_day"
-		case run.MaxPerDestination > 0 && perDomain[o.domain] >= run.MaxPerDestination:
+		case run.MaxPerDestination > 0 && perDomain[registered(o.domain)] >= run.MaxPerDestination:
 			reason = "max_per_destination_domain"
 		}
 		if reason != "" {
@@ -94,13 +96,22 @@ func (run *run) holdBack() {
 			run.count("held_back_" + reason)
 			continue
 		}
-		perDomain[o.domain]++
+		perDomain[registered(o.domain)]++
 		kept = append(kept, o)
 	}
 	for reason, n := range held {
 		slog.Warn("reports are held back for the next runs", "reports", n, "by", "reporter."+reason)
 	}
 	run.offers = kept
+}
+
+// registered returns the part of a domain that somebody has registered: whoever has that
+// can invent any number of names below.
+func registered(domain string) string {
+	if name, err := publicsuffix.EffectiveTLDPlusOne(domain); err == nil {
+		return name
+	}
+	return domain
 }
 
 // attempt is an offer on its way.
@@ -125,15 +136,15 @@ func (run *run) offerBatch(ctx context.Context, batch []offer) error {
 	for i, o := range batch {
 		attempts[i] = &attempt{offer: o}
 	}
-	// What is not found out, as ctx ends, is left for the next run.
-	err := each(ctx, preparing, slices.Values(attempts), run.find)
+	errFind := each(ctx, preparing, slices.Values(attempts), run.find)
+	// What was not found out, as when ctx ends, is left for the next run.
 	attempts = slices.DeleteFunc(attempts, func(a *attempt) bool { return a.rc == nil })
-	if err := errors.Join(err, run.putInPlace(attempts)); err != nil {
-		return err
+	if err := run.putInPlace(attempts); err != nil {
+		return errors.Join(errFind, err)
 	}
 	errSend := each(ctx, offering, slices.Values(attempts), run.send)
 	// What was sent must be noted even if the run is to stop.
-	return errors.Join(errSend, each(context.WithoutCancel(ctx), preparing, slices.Values(attempts), run.noteOutcome),
+	return errors.Join(errFind, errSend, each(context.WithoutCancel(ctx), preparing, slices.Values(attempts), run.noteOutcome),
 		run.writeCounts(ctx, someCounts))
 }
 
@@ -228,8 +239,9 @@ func (run *run) noteOutcome(ctx context.Context, a *attempt) error {
 	}
 	err := run.Store.UpdateReport(ctx, a.id, func(stored *ruapost.Report) error {
 		for i := range stored.Recipients {
-			if stored.Recipients[i].Address == a.address {
-				stored.Recipients[i] = *a.rc
+			// It may have come back already.
+			if rc := &stored.Recipients[i]; rc.Address == a.address && rc.State != ruapost.RecipientBounced {
+				*rc = *a.rc
 			}
 		}
 		run.settle(stored)

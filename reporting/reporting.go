@@ -227,7 +227,10 @@ func each[T any](ctx context.Context, limit int, items iter.Seq[T], do func(cont
 			if err == nil || run.Err() != nil && errors.Is(err, run.Err()) { // the stop is no fault
 				return nil
 			}
-			slog.Error("fault with a report", "err", err)
+			if _, ok := errors.AsType[loggedError](err); !ok {
+				slog.Error("fault with a report", "err", err)
+				err = loggedError{err}
+			}
 			mu.Lock()
 			defer mu.Unlock()
 			faults = append(faults, err)
@@ -240,6 +243,11 @@ func each[T any](ctx context.Context, limit int, items iter.Seq[T], do func(cont
 	_ = group.Wait() // the faults are in faults
 	return errors.Join(faults...)
 }
+
+// loggedError is a fault that was logged.
+type loggedError struct{ error }
+
+func (e loggedError) Unwrap() error { return e.error }
 
 func (r *Reporter) findSendmail() error {
 	if _, err := exec.LookPath(r.Sendmail[0]); err != nil {
