@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"sync"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -199,25 +200,41 @@ func (s *Store) emptyTrash(ctx context.Context) error {
 }
 
 // Rows returns the rows of a sealed group. The file is not locked while the caller
-// is busy with a row.
+// is busy with a row; the next rows are read meanwhile.
 func (s *Store) Rows(ctx context.Context, id ruapost.GroupID) iter.Seq2[ruapost.Row, error] {
 	return func(yield func(ruapost.Row, error) bool) {
-		after := rowKey(uint64(id), nil)
-		for {
-			rows, last, err := s.readRows(ctx, after)
-			if err != nil {
-				yield(ruapost.Row{}, fmt.Errorf("bboltstore: read rows: %w", err))
+		ctx, cancel := context.WithCancel(ctx)
+		var reading sync.WaitGroup
+		defer reading.Wait()
+		defer cancel()
+		type part struct {
+			rows []ruapost.Row
+			last []byte
+			err  error
+		}
+		read := func(after []byte) <-chan part {
+			c := make(chan part, 1)
+			reading.Go(func() {
+				rows, last, err := s.readRows(ctx, after)
+				c <- part{rows, last, err}
+			})
+			return c
+		}
+		for next := read(rowKey(uint64(id), nil)); next != nil; {
+			p := <-next
+			if p.err != nil {
+				yield(ruapost.Row{}, fmt.Errorf("bboltstore: read rows: %w", p.err))
 				return
 			}
-			for _, r := range rows {
+			next = nil
+			if p.last != nil {
+				next = read(p.last)
+			}
+			for _, r := range p.rows {
 				if !yield(r, nil) {
 					return
 				}
 			}
-			if last == nil {
-				return
-			}
-			after = last
 		}
 	}
 }
