@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"unicode/utf8"
 
 	bolt "go.etcd.io/bbolt"
@@ -15,14 +16,30 @@ import (
 )
 
 // Suppressions returns what gets no reports, in the order of the patterns, also what has
-// ended.
-func (s *Store) Suppressions(ctx context.Context) ([]ruapost.Suppression, error) {
+// ended: what is stored under these patterns, or all if there is none.
+func (s *Store) Suppressions(ctx context.Context, patterns ...string) ([]ruapost.Suppression, error) {
 	var found []ruapost.Suppression
-	err := s.scan(ctx, suppressedBucket, func(k, v []byte) error {
+	add := func(k, v []byte) error {
 		sup, err := decodeSuppression(k, v)
 		found = append(found, sup)
 		return err
-	})
+	}
+	var err error
+	if len(patterns) == 0 {
+		err = s.scan(ctx, suppressedBucket, add)
+	} else {
+		err = s.view(ctx, func(tx *bolt.Tx) error {
+			found = nil
+			for _, pattern := range slices.Compact(slices.Sorted(slices.Values(patterns))) {
+				if v := tx.Bucket(suppressedBucket).Get([]byte(pattern)); v != nil {
+					if err := add([]byte(pattern), v); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		})
+	}
 	if err != nil {
 		return nil, fmt.Errorf("bboltstore: read suppressions: %w", err)
 	}

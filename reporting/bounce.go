@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 
 	"ruapost"
 	"ruapost/bounce"
@@ -70,22 +71,26 @@ func (r *Reporter) takeNotice(ctx context.Context, n *bounce.Notice) (outcome st
 		if n.Kind != bounce.Failed && n.Kind != bounce.Complaint {
 			return bounceIgnored, nil
 		}
-		return bounceFailed, r.bounced(ctx, rep.ID, &rc, n)
+		return bounceFailed, r.bounced(ctx, rep, &rc, n)
 	}
 	return bounceForged, nil
 }
 
 // bounced marks a report's recipient and suppresses his address.
-func (r *Reporter) bounced(ctx context.Context, id string, rc *ruapost.Recipient, n *bounce.Notice) error {
+func (r *Reporter) bounced(ctx context.Context, rep *ruapost.Report, rc *ruapost.Recipient, n *bounce.Notice) error {
 	sent := rc.Last
 	if sent.IsZero() {
 		sent = r.now() // the run that sent it has not noted that yet
 	}
-	reason := fmt.Sprintf("%s %s %s", n.Kind, n.Status, n.Diagnostic)
-	if err := r.strike(ctx, rc.Address, reason, sent); err != nil {
+	pattern := patternOf(rc.Address)
+	if !isAboutAddress(n) {
+		pattern = patternAbout(rc.Address, rep.Domain)
+	}
+	reason := strings.Join(strings.Fields(fmt.Sprint(n.Kind, " ", n.Status, " ", n.Diagnostic)), " ")
+	if err := r.strike(ctx, pattern, reason, sent); err != nil {
 		return err
 	}
-	return r.Store.UpdateReport(ctx, id, func(rep *ruapost.Report) error {
+	return r.Store.UpdateReport(ctx, rep.ID, func(rep *ruapost.Report) error {
 		for i := range rep.Recipients {
 			o := &rep.Recipients[i]
 			if o.Address == rc.Address && (o.State == ruapost.RecipientSent || o.State == ruapost.RecipientWaiting) {
@@ -95,4 +100,14 @@ func (r *Reporter) bounced(ctx context.Context, id string, rc *ruapost.Recipient
 		r.settle(rep)
 		return nil
 	})
+}
+
+// isAboutAddress tells whether a notice says something of the address, not of the mail: that
+// there is none, that it does not take mail, that its host cannot be reached (RFC 3463 3.2,
+// 3.3, 3.5), or that who reads it complains. A service may refuse reports about domains that
+// are none of its customers'; that must not cost its customers theirs.
+func isAboutAddress(n *bounce.Notice) bool {
+	_, subject, _ := strings.Cut(n.Status, ".")
+	class, _, _ := strings.Cut(subject, ".")
+	return n.Kind == bounce.Complaint || class == "1" || class == "2" || class == "4"
 }

@@ -210,7 +210,7 @@ func TestSuppressedWhileWaiting(t *testing.T) {
 	}
 	r.record("example.com", 1)
 	r.send()
-	if left, err := r.due(t.Context(), Selection{Open: true}); err != nil || len(left) != 0 || r.counted()["dropped_suppressed"] != 1 {
+	if left, err := r.due(t.Context(), r.before(Selection{Open: true}), ""); err != nil || len(left) != 0 || r.counted()["dropped_suppressed"] != 1 {
 		t.Errorf("left %+v, %v, %v", left, err, r.counted())
 	}
 	if was, err := r.Unsuppress(t.Context(), "*.com"); err != nil || !was {
@@ -222,26 +222,41 @@ func TestSuppressedWhileWaiting(t *testing.T) {
 }
 
 func TestSuppressionPatterns(t *testing.T) {
-	now := monday
-	all := suppressions{}
-	for _, s := range []ruapost.Suppression{
+	r := &Reporter{Now: func() time.Time { return monday }}
+	all := byPattern([]ruapost.Suppression{
 		{Pattern: "a@x.example"},
 		{Pattern: "y.example"},
 		{Pattern: "*.z.example"},
-		{Pattern: "old.example", Until: now},
-		{Pattern: "new.example", Since: now.Add(time.Second)},
-	} {
-		all[s.Pattern] = s
-	}
+		{Pattern: "b@v.example about about.example"},
+		{Pattern: "old.example", Until: monday},
+		{Pattern: "new.example", Since: monday.Add(time.Second)},
+	})
 	for address, want := range map[string]bool{
-		"a@x.example": true, "b@x.example": false, "a@y.example": true, "a@s.y.example": false, "a@z.example": false,
-		"a@s.z.example": true, "a@t.s.z.example": true, "a@old.example": false, "a@new.example": false,
+		"a@x.example": true, "A@x.example": true, "b@x.example": false, "a@y.example": true, "a@s.y.example": false,
+		"a@z.example": false, "a@s.z.example": true, "a@t.s.z.example": true, "a@old.example": false, "a@new.example": false,
 		"https://y.example/r": true, "https://h.z.example:8443/": true, "https://x.example/a@x.example": false,
+		"b@v.example": true, "a@v.example": false,
 	} {
 		rc := &ruapost.Recipient{Address: address, HTTPS: strings.HasPrefix(address, "https:")}
-		if _, got := all.find(rc, now); got != want {
+		if got := r.suppress("sub.about.example", rc, all); got != want {
 			t.Errorf("%s: %v", address, got)
 		}
+	}
+	if r.suppress("other.example", &ruapost.Recipient{Address: "b@v.example"}, all) {
+		t.Error("suppressed for reports about other domains, too")
+	}
+}
+
+// A service that refuses a report about a domain which is none of its customers' does not
+// cost its customers theirs.
+func TestRefusedReportSuppressesThePair(t *testing.T) {
+	r := newBounceRig(t)
+	r.record("example.com", 1)
+	live := r.senders()["live@example.com"]
+	r.bounce(strings.Replace(strings.Replace(dsn(live, "live@example.com", "failed"), "Status: 5.1.1", "Status: 5.7.1", 1),
+		"550 5.1.1 no such user", "554 5.7.1 no customer of ours", 1))
+	if got := r.suppressed(); len(got) != 1 || !strings.HasPrefix(got[0], "live@example.com about example.com 1 ") {
+		t.Error(got)
 	}
 }
 
@@ -275,7 +290,7 @@ func TestHTTPSDestination(t *testing.T) {
 		got = append(got, rep)
 		w.WriteHeader(status)
 	})
-	r.HTTPS = d.poster
+	r.HTTPS = d.Poster
 	r.dns.Add(`_smtp._tls.example.com. 300 IN TXT "v=TLSRPTv1; rua=` + d.url + `,mailto:a@example.com"`)
 	r.recordSession("example.com")
 	r.send()

@@ -72,7 +72,7 @@ func (r *Reporter) writeParts(ctx context.Context, rep *ruapost.Report) ([]*ruap
 }
 
 // syncContent makes sure that the content of the reports that were written is on disk.
-func (r *Reporter) syncContent(batch []*preparation) error {
+func (r *Reporter) syncContent(disk *os.File, batch []*preparation) error {
 	var paths []string
 	for _, p := range batch {
 		if p.rep.State != ruapost.ReportSealed {
@@ -88,7 +88,7 @@ func (r *Reporter) syncContent(batch []*preparation) error {
 	if len(paths) == 0 {
 		return nil
 	}
-	return syncFiles(append(paths, r.Outbox))
+	return syncFiles(disk, append(paths, r.Outbox))
 }
 
 // freezeTLS writes a TLS report. Past MaxReportSize there are no further details of
@@ -99,7 +99,7 @@ func (r *Reporter) freezeTLS(ctx context.Context, rep *ruapost.Report) error {
 	}
 	var s summary
 	size, err := writeGzip(r.contentFile(rep, false), func(w io.Writer, size func() int64) error {
-		hasRoom := func() bool { return size() < r.MaxReportSize }
+		hasRoom := func() bool { return size() < r.MaxReportSize-compressorHolds }
 		return r.writeTLS(w, rep, r.tlsPolicies(ctx, rep.Groups, &s, hasRoom))
 	})
 	if err != nil {
@@ -143,7 +143,32 @@ func (r *Reporter) freezeDMARC(ctx context.Context, rep *ruapost.Report, source 
 		}
 	}
 	*rep = *parts[0]
-	return parts, nil
+	return parts, r.removeParts(rep, len(parts)+1)
+}
+
+// removeParts removes the folders of parts from a number on, which an earlier run may have
+// left of a report that it did not get to the end of.
+func (r *Reporter) removeParts(rep *ruapost.Report, from int) error {
+	for n := from; ; n++ {
+		dir := filepath.Join(r.Outbox, partID(rep.ID, n))
+		if there, err := exists(dir); !there || err != nil {
+			return err
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("reporting: outbox: %w", err)
+		}
+	}
+}
+
+// removeContent removes all that is in the outbox of a report.
+func (r *Reporter) removeContent(rep *ruapost.Report) error {
+	if err := os.RemoveAll(r.dir(rep)); err != nil {
+		return fmt.Errorf("reporting: outbox: %w", err)
+	}
+	if rep.State != ruapost.ReportSealed { // each part is a report of its own then
+		return nil
+	}
+	return r.removeParts(rep, 2)
 }
 
 // partOf returns the part of rep with that number, without rows so far.
@@ -419,22 +444,22 @@ func writeFile(path string, write func(io.Writer) error) error {
 const manyFiles = 12
 
 // syncFiles returns when files and folders, all in one file system, are safely on disk.
-func syncFiles(paths []string) error {
+// disk is any open file there, of before they were written: the kernel tells of what could
+// not be written since then.
+func syncFiles(disk *os.File, paths []string) error {
+	if len(paths) >= manyFiles {
+		if err := unix.Syncfs(int(disk.Fd())); err != nil {
+			return fmt.Errorf("reporting: outbox: sync the file system of %s: %w", disk.Name(), err)
+		}
+		return nil
+	}
 	for _, path := range paths {
 		f, err := os.Open(path)
+		if err == nil {
+			err = errors.Join(f.Sync(), f.Close())
+		}
 		if err != nil {
-			return err
-		}
-		if len(paths) < manyFiles {
-			err = f.Sync()
-		} else {
-			err = unix.Syncfs(int(f.Fd()))
-		}
-		if err = errors.Join(err, f.Close()); err != nil {
-			return fmt.Errorf("sync %s: %w", path, err)
-		}
-		if len(paths) >= manyFiles { // the first has brought the others with it
-			break
+			return fmt.Errorf("reporting: outbox: sync: %w", err)
 		}
 	}
 	return nil

@@ -46,11 +46,11 @@ var (
 
 func dropReasons() (reasons []string) {
 	for _, why := range []noReport{
-		errNobody, errOptional, errNoRows, errExcluded, errSuccessOnly, errAllExcluded, errSuppressed, errOwnAddresses,
+		errNobody, errOptional, errNoRows, errExcluded, errSuccessOnly, errAllExcluded, errSuppressed, errOwnAddresses, errExpired,
 	} {
 		reasons = append(reasons, strings.TrimPrefix(why.counter, "dropped_"))
 	}
-	return append(reasons, "expired")
+	return reasons
 }
 
 // labelled is one counter of a family.

@@ -30,22 +30,28 @@ var (
 	errSuccessOnly  = noReport{"dropped_success_only", "no failures, and tls_success_only is false"}
 	errAllExcluded  = noReport{"dropped_no_recipient", "all its destinations are excluded by the configuration"}
 	errSuppressed   = noReport{"dropped_suppressed", "all its destinations are suppressed"}
+	errExpired      = noReport{"dropped_expired", "its recipients could not be looked up for too long"}
 	errOwnAddresses = noReport{"dropped_own", "it would go to where our reports come from"}
 )
 
-// due returns what there is to report, in the order of kind, window and domain.
-func (r *Reporter) due(ctx context.Context, what Selection) ([]dueReport, error) {
-	before := r.now().Add(-Grace)
+// before is the time by which windows must be over to be reported.
+func (r *Reporter) before(what Selection) time.Time {
 	if what.Open {
-		before = r.now().Add(2 * 24 * time.Hour) // no window is longer than a day
+		return r.now().Add(2 * 24 * time.Hour) // no window is longer than a day
 	}
+	return r.now().Add(-Grace)
+}
+
+// due returns what there is to report of windows that are over before a time, in the order
+// of kind, window and domain; about one domain, if that is not empty.
+func (r *Reporter) due(ctx context.Context, before time.Time, domain string) ([]dueReport, error) {
 	groups, err := r.Store.Groups(ctx, before)
 	if err != nil {
 		return nil, err
 	}
 	var due []dueReport
 	for _, g := range groups {
-		if what.Domain != "" && what.Domain != g.Domain {
+		if domain != "" && domain != g.Domain {
 			continue
 		}
 		if n := len(due); n > 0 && g.Kind == ruapost.KindTLS && due[n-1].kind == g.Kind &&

@@ -288,7 +288,7 @@ func TestHeldBack(t *testing.T) {
 // further apart than MaxGap; a stop ends that between two of them.
 func TestSpread(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		run := &run{Reporter: &Reporter{Spread: 45 * time.Minute}, counts: map[string]uint64{}}
+		run := &run{Reporter: &Reporter{Spread: 45 * time.Minute, Outbox: t.TempDir()}, counts: map[string]uint64{}}
 		for i := range 9 {
 			run.offers = append(run.offers, offer{id: fmt.Sprint(i)})
 		}
@@ -390,7 +390,7 @@ func TestResendAndForget(t *testing.T) {
 	if err != nil || recorded != 5 || reports != 1 {
 		t.Errorf("forgot %d, %d, %v", recorded, reports, err)
 	}
-	if left, err := r.due(t.Context(), Selection{Open: true}); err != nil || len(left) != 1 || left[0].domain != "example.net" {
+	if left, err := r.due(t.Context(), r.before(Selection{Open: true}), ""); err != nil || len(left) != 1 || left[0].domain != "example.net" {
 		t.Errorf("left %+v, %v", left, err)
 	}
 	if left, err := filepath.Glob(filepath.Join(r.Outbox, "[^.]*")); err != nil || len(left) != 0 {

@@ -125,7 +125,7 @@ func writeList(w io.Writer, entries []listed, leftOut int, counts map[string]uin
 
 // entries returns what List is about.
 func (r *Reporter) entries(ctx context.Context, domain string) (entries []listed, err error) {
-	due, err := r.due(ctx, Selection{Open: true, Domain: domain})
+	due, err := r.due(ctx, r.before(Selection{Open: true}), domain)
 	if err != nil {
 		return nil, err
 	}

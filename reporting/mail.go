@@ -42,8 +42,8 @@ func (r *Reporter) composeMail(path string, rep *ruapost.Report, rc *ruapost.Rec
 	composing <- struct{}{}
 	defer func() { <-composing }()
 	msg := r.reportMail(rep, rc)
-	if isTooLarge(rep, rc) {
-		if fitsAnybody(rep) {
+	if r.isTooLarge(rep, rc) {
+		if r.fitsAnybody(rep) {
 			return errTooLarge
 		}
 		var err error
@@ -56,17 +56,24 @@ func (r *Reporter) composeMail(path string, rep *ruapost.Report, rc *ruapost.Rec
 
 // isTooLarge tells whether the report is larger than rc takes. Only RFC 7489 knows such a
 // limit (6.2), for the report after compression and encoding.
-func isTooLarge(rep *ruapost.Report, rc *ruapost.Recipient) bool {
-	return rc.Legacy && rc.MaxSize > 0 && uint64(encodedSize(rep)) > rc.MaxSize
+func (r *Reporter) isTooLarge(rep *ruapost.Report, rc *ruapost.Recipient) bool {
+	return rc.Legacy && rc.MaxSize > 0 && uint64(r.encodedSize(rep)) > rc.MaxSize
 }
 
-// encodedSize is the size of the content as it stands in a mail: base64 in lines of 76.
-func encodedSize(rep *ruapost.Report) int64 { return (rep.Size + 56) / 57 * 78 }
+// encodedSize is the size of the report in the form of RFC 7489 as it stands in a mail:
+// base64 in lines of 76.
+func (r *Reporter) encodedSize(rep *ruapost.Report) int64 {
+	size := rep.Size
+	if st, err := os.Stat(r.contentFile(rep, true)); err == nil {
+		size = st.Size()
+	}
+	return (size + 56) / 57 * 78
+}
 
-// fitsAnybody tells whether any recipient takes a report of this size.
-func fitsAnybody(rep *ruapost.Report) bool {
+// fitsAnybody tells whether any recipient who agreed takes a report of this size.
+func (r *Reporter) fitsAnybody(rep *ruapost.Report) bool {
 	return slices.ContainsFunc(rep.Recipients, func(rc ruapost.Recipient) bool {
-		return rc.State != ruapost.RecipientSuppressed && !isTooLarge(rep, &rc)
+		return rc.Accepted && rc.State != ruapost.RecipientSuppressed && !r.isTooLarge(rep, &rc)
 	})
 }
 
@@ -109,7 +116,7 @@ func (r *Reporter) reportMail(rep *ruapost.Report, rc *ruapost.Recipient) *compo
 // errorMail returns the mail that says that the report was too large.
 func (r *Reporter) errorMail(rep *ruapost.Report, rc *ruapost.Recipient) (*compose.Message, error) {
 	e := &dmarc.ErrorReport{
-		Date: r.now(), Domain: rep.Domain, Submitter: r.submitter(rep.Kind), ReportID: rep.ID, Size: encodedSize(rep),
+		Date: r.now(), Domain: rep.Domain, Submitter: r.submitter(rep.Kind), ReportID: rep.ID, Size: r.encodedSize(rep),
 	}
 	for _, other := range rep.Recipients {
 		e.URIs = append(e.URIs, other.URI)
@@ -149,6 +156,12 @@ func (run *run) envelopeSender(rep *ruapost.Report, rc *ruapost.Recipient) (stri
 	return bounce.Sender(run.secret, run.From, run.BounceDelimiter, rep.ID, rc.Address)
 }
 
+// maxSilent is how often the https destinations of a registered domain may come to nothing
+// in a run before the others of it are left for the next: each can take a minute.
+const maxSilent = 2
+
+var errSilent = errors.New("other destinations of this domain did not answer in this run")
+
 // post sends a TLS report to an https destination.
 func (run *run) post(ctx context.Context, rep *ruapost.Report, rc *ruapost.Recipient) error {
 	file := run.contentFile(rep, false)
@@ -157,6 +170,19 @@ func (run *run) post(ctx context.Context, rep *ruapost.Report, rc *ruapost.Recip
 	} else if !there {
 		return errNoContent
 	}
+	domain := registered(hostOf(rc))
+	run.mu.Lock()
+	silent := run.silent[domain] >= maxSilent
+	run.mu.Unlock()
+	if silent {
+		return errSilent
+	}
 	open := func() (io.ReadCloser, error) { return os.Open(file) }
-	return run.HTTPS.post(ctx, rc.Address, tlsrpt.MediaType, open, rep.Size)
+	err := run.HTTPS.post(ctx, rc.Address, tlsrpt.MediaType, open, rep.Size)
+	if err != nil && !postRefused(err) {
+		run.mu.Lock()
+		run.silent[domain]++
+		run.mu.Unlock()
+	}
+	return err
 }

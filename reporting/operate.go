@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"ruapost"
@@ -25,21 +24,31 @@ func (r *Reporter) Resend(ctx context.Context, id, address string) error {
 		if there, err := exists(r.dir(rep)); err != nil || !there {
 			return errors.Join(err, errNoContent)
 		}
+		again := func(rc *ruapost.Recipient) bool { return rc.Accepted && (address == "" || rc.Address == address) }
 		found := false
-		for i := range rep.Recipients {
-			rc := &rep.Recipients[i]
-			if !rc.Accepted || address != "" && rc.Address != address {
+		for _, rc := range rep.Recipients {
+			if !again(&rc) {
 				continue
 			}
 			found = true
-			rc.State, rc.Attempts, rc.Error = ruapost.RecipientWaiting, 0, ""
-			rc.First, rc.Last, rc.NotBefore = time.Time{}, time.Time{}, time.Time{}
+			// What is left of the last time would be taken for this one.
+			if err := removeMail(r.mailFile(rep, &rc)); err != nil {
+				return err
+			}
 		}
 		if !found {
 			return fmt.Errorf("report %s has no such recipient", id)
 		}
-		rep.State, rep.Sealed, rep.Finished = ruapost.ReportComposed, r.now(), time.Time{}
-		return r.Store.PutReports(ctx, rep)
+		return r.Store.UpdateReport(ctx, id, func(rep *ruapost.Report) error {
+			for i := range rep.Recipients {
+				if rc := &rep.Recipients[i]; again(rc) {
+					rc.State, rc.Attempts, rc.Error = ruapost.RecipientWaiting, 0, ""
+					rc.First, rc.Last, rc.NotBefore = time.Time{}, time.Time{}, time.Time{}
+				}
+			}
+			rep.State, rep.Sealed, rep.Finished = ruapost.ReportComposed, r.now(), time.Time{}
+			return nil
+		})
 	})
 }
 
@@ -47,7 +56,7 @@ func (r *Reporter) Resend(ctx context.Context, id, address string) error {
 // messages and sessions, and how many reports, that was.
 func (r *Reporter) Forget(ctx context.Context, domain string) (recorded int64, reports int, err error) {
 	err = r.alone(func() error {
-		due, err := r.due(ctx, Selection{Open: true, Domain: domain})
+		due, err := r.due(ctx, r.now().AddDate(100, 0, 0), domain) // whatever the clock said
 		if err != nil {
 			return err
 		}
@@ -86,8 +95,8 @@ func (r *Reporter) forgetReport(ctx context.Context, id string) error {
 	if err := r.Store.DropRows(ctx, rep.Groups); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(r.dir(rep)); err != nil {
-		return fmt.Errorf("reporting: outbox: %w", err)
+	if err := r.removeContent(rep); err != nil {
+		return err
 	}
 	return r.Store.ForgetReport(ctx, id)
 }

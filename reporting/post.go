@@ -20,15 +20,15 @@ import (
 
 const (
 	// postTimeout is how long it may take to post a report in all.
-	postTimeout = 2 * time.Minute
+	postTimeout = time.Minute
 	// maxPostAnswer is the number of octets that are read of what a destination says about a
 	// report that it does not take, and maxPostAnswerShown of those that an error shows.
 	maxPostAnswer, maxPostAnswerShown = 4 << 10, 200
 )
 
-// poster brings TLS reports to https destinations (RFC 8460 3, 5.4). Its method may be
+// Poster brings TLS reports to https destinations (RFC 8460 3, 5.4). Its method may be
 // called several times at once.
-type poster struct {
+type Poster struct {
 	Resolver webdial.AddrResolver
 	// RootCAs are the trusted CAs, nil stands for the system's. Unverified says that
 	// certificates are not checked.
@@ -49,9 +49,9 @@ type poster struct {
 // seconds that TLS may need to say goodbye. What was opened may be closed a little later
 // than post returns.
 //
-// The destination has taken the report if the error is nil. Else PostRefused tells
+// The destination has taken the report if the error is nil. Else postRefused tells
 // whether it is of any use to try again.
-func (p *poster) post(ctx context.Context, to, contentType string, open func() (io.ReadCloser, error), size int64) error {
+func (p *Poster) post(ctx context.Context, to, contentType string, open func() (io.ReadCloser, error), size int64) error {
 	ctx, cancel := context.WithTimeout(ctx, postTimeout)
 	defer cancel()
 	req, err := p.request(ctx, to, contentType)
@@ -82,7 +82,7 @@ func (p *poster) post(ctx context.Context, to, contentType string, open func() (
 }
 
 // request returns the request without its body.
-func (p *poster) request(ctx context.Context, to, contentType string) (*http.Request, error) {
+func (p *Poster) request(ctx context.Context, to, contentType string) (*http.Request, error) {
 	u, err := url.Parse(to)
 	if err != nil || u.Scheme != "https" || u.Host == "" {
 		return nil, &postError{host: to, final: true, err: errors.New("not an https URL")}
@@ -121,11 +121,11 @@ func finalPostStatus(status int) bool {
 	return 300 <= status && status < 500
 }
 
-// PostRefused tells whether err, of posting a report, is final: the destination refuses
+// postRefused tells whether err, of posting a report, is final: the destination refuses
 // it, leads elsewhere, or cannot be posted to at all. Other errors may be gone when the
 // report is posted again, as RFC 8460 5.5 asks: of the network, of certificates, and what
 // a server says of its own trouble.
-func PostRefused(err error) bool {
+func postRefused(err error) bool {
 	e, ok := errors.AsType[*postError](err)
 	return ok && e.final
 }

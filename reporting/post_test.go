@@ -41,9 +41,9 @@ const (
 
 var loopbackNetworks = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 
-// destination is an HTTPS server, and a poster that finds it as rua.d.test.
+// destination is an HTTPS server, and a Poster that finds it as rua.d.test.
 type destination struct {
-	*poster
+	*Poster
 	dns  *dnstest.Server
 	addr string
 	url  string
@@ -90,7 +90,7 @@ func newDestination(t *testing.T, listen string, config *tls.Config, h http.Hand
 	}
 	ns.Add(fmt.Sprintf("%s. 300 IN CNAME host.test.\nhost.test. 300 IN %s %s\n", postHost, kind, addr.Addr()))
 	return &destination{
-		poster: &poster{Resolver: newResolver(t, ns), RootCAs: ca.Pool(), AllowNetworks: loopbackNetworks},
+		Poster: &Poster{Resolver: newResolver(t, ns), RootCAs: ca.Pool(), AllowNetworks: loopbackNetworks},
 		dns:    ns, addr: addr.String(),
 		url: fmt.Sprintf("https://%s:%d/reports?key=1", postHost, addr.Port()),
 	}
@@ -118,7 +118,7 @@ func (r *text) Close() error {
 }
 
 // try posts a report and waits until what was opened is closed.
-func (p *poster) try(ctx context.Context, url, report string) error {
+func (p *Poster) try(ctx context.Context, url, report string) error {
 	r := &text{strings.NewReader(report), make(chan struct{})}
 	err := p.post(ctx, url, gzipReport, func() (io.ReadCloser, error) { return r, nil }, int64(len(report)))
 	<-r.closed
@@ -128,8 +128,8 @@ func (p *poster) try(ctx context.Context, url, report string) error {
 // wantPostError fails the test unless err is one of post's that has these words.
 func wantPostError(t *testing.T, err error, final bool, words string) {
 	t.Helper()
-	if err == nil || PostRefused(err) != final || PostRefused(fmt.Errorf("wrapped: %w", err)) != final || !strings.Contains(err.Error(), words) {
-		t.Errorf("got %v, final %v; want final %v with %q", err, PostRefused(err), final, words)
+	if err == nil || postRefused(err) != final || postRefused(fmt.Errorf("wrapped: %w", err)) != final || !strings.Contains(err.Error(), words) {
+		t.Errorf("got %v, final %v; want final %v with %q", err, postRefused(err), final, words)
 	}
 	if err != nil && !strings.HasPrefix(err.Error(), "reporting: post report to ") {
 		t.Errorf("got %v", err)
@@ -208,11 +208,11 @@ func TestPostStatus(t *testing.T) {
 		}
 	}
 	for _, status = range []int{200, 201, 202, 203, 204, 205, 206, 226, 299} {
-		if err := d.try(t.Context(), d.url, "report"); err != nil || PostRefused(err) {
+		if err := d.try(t.Context(), d.url, "report"); err != nil || postRefused(err) {
 			t.Errorf("%d: %v", status, err)
 		}
 	}
-	if PostRefused(errors.New("other")) {
+	if postRefused(errors.New("other")) {
 		t.Error("an error that is not of a post is final")
 	}
 }
@@ -417,7 +417,7 @@ func TestPostAddresses(t *testing.T) {
 }
 
 func TestPostURL(t *testing.T) {
-	p := &poster{}
+	p := &Poster{}
 	for _, url := range []string{
 		"http://rua.d.test/", "mailto:rua@d.test", "rua.d.test/report", "", "https:", "https:///report", "https:rua.d.test",
 		"https://rua.d.test:x/", "https://rua.d.test/%zz", "https://rua.d.test/\r\nX: y", "https://[::1/", "HTTPX://rua.d.test",
@@ -467,9 +467,9 @@ type failing struct{ err error }
 
 func (f *failing) Read([]byte) (int, error) { return 0, f.err }
 
-// rawDestination returns a poster with a destination at the far end of a connection,
-// which does what it likes once TLS is there. The poster is to be used once.
-func rawDestination(t *testing.T, near, far net.Conn, serve func(conn *tls.Conn)) *poster {
+// rawDestination returns a Poster with a destination at the far end of a connection,
+// which does what it likes once TLS is there. The Poster is to be used once.
+func rawDestination(t *testing.T, near, far net.Conn, serve func(conn *tls.Conn)) *Poster {
 	t.Helper()
 	ca, err := lab.NewCA()
 	if err != nil {
@@ -490,7 +490,7 @@ func rawDestination(t *testing.T, near, far net.Conn, serve func(conn *tls.Conn)
 		}
 	}()
 	dial := func(context.Context, string, string) (net.Conn, error) { return near, nil }
-	return &poster{Resolver: fixedAddress{}, RootCAs: ca.Pool(), dial: dial}
+	return &Poster{Resolver: fixedAddress{}, RootCAs: ca.Pool(), dial: dial}
 }
 
 // fixedAddress answers in the bubble of synctest, where a resolver with sockets cannot be.
@@ -571,7 +571,7 @@ func TestPostSlow(t *testing.T) {
 func TestPostNoTLS(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := net.Pipe()
-		p := &poster{Resolver: fixedAddress{}, dial: func(context.Context, string, string) (net.Conn, error) { return near, nil }}
+		p := &Poster{Resolver: fixedAddress{}, dial: func(context.Context, string, string) (net.Conn, error) { return near, nil }}
 		start := time.Now()
 		err := p.try(t.Context(), "https://"+postHost+"/", "report")
 		wantPostError(t, err, false, "")
@@ -742,6 +742,6 @@ func (panicking) LookupIP(context.Context, string) ([]netip.Addr, []string, bool
 
 // A panic in a goroutine of net/http would end the program.
 func TestPostPanic(t *testing.T) {
-	p := &poster{Resolver: panicking{}}
+	p := &Poster{Resolver: panicking{}}
 	wantPostError(t, p.try(t.Context(), "https://"+postHost+"/", "report"), false, "panic")
 }

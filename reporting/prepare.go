@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"sync"
 
@@ -14,9 +15,12 @@ import (
 // looked up and asked.
 type preparation struct {
 	rep *ruapost.Report
-	// fresh says that the store does not have it yet, asked that the recipients of one
-	// that it has were asked.
-	fresh, asked bool
+	// due is what it is made of, if the store does not have it yet. Else asked tells whether
+	// its recipients were asked.
+	due   *dueReport
+	asked bool
+	// without are the recipients who are not to get it now.
+	without []ruapost.Recipient
 	// parts are what it is now that its content is written: itself, or more.
 	parts []*ruapost.Report
 }
@@ -24,12 +28,12 @@ type preparation struct {
 // prepareAll prepares the reports that find finds, many at a time: what they need of the
 // disk they need together. It calls find once, which may run for long: the DNS of others
 // is slow.
-func (run *run) prepareAll(ctx context.Context, find func(found chan<- *preparation) error) error {
+func (run *run) prepareAll(ctx context.Context, find func(ctx context.Context, found chan<- *preparation) error) error {
 	found := make(chan *preparation, preparing)
 	var errFind error
 	go func() {
 		defer close(found)
-		errFind = find(found)
+		errFind = find(ctx, found)
 	}()
 	var faults []error
 	for first := range found {
@@ -68,10 +72,15 @@ func (run *run) prepare(ctx context.Context, batch []*preparation) error {
 		}))
 		batch = left
 	}
+	disk, err := os.Open(run.Outbox)
+	if err != nil {
+		return fmt.Errorf("reporting: outbox: %w", err)
+	}
+	defer disk.Close()
 	step(preparing, run.seal)
 	step(reading, run.write)
-	if err := run.syncContent(batch); err != nil {
-		return errors.Join(append(faults, fmt.Errorf("reporting: outbox: %w", err))...)
+	if err := run.syncContent(disk, batch); err != nil {
+		return errors.Join(append(faults, err)...)
 	}
 	step(preparing, run.note)
 	var groups []ruapost.Group
@@ -92,9 +101,11 @@ func (run *run) prepare(ctx context.Context, batch []*preparation) error {
 
 // seal makes sure that the store has the report. If its groups are gone there is none.
 func (run *run) seal(ctx context.Context, p *preparation) error {
-	if !p.fresh {
+	if p.due == nil {
 		return nil
 	}
+	p.rep.Sealed = run.now()
+	p.rep.Window = run.reportWindow(p.due, run.covered)
 	err := run.Store.Seal(ctx, p.rep)
 	if len(p.rep.Groups) == 0 {
 		p.rep = nil
@@ -109,7 +120,7 @@ func (run *run) write(ctx context.Context, p *preparation) error {
 		p.parts = []*ruapost.Report{p.rep}
 		return nil
 	}
-	if !isWaiting(p.rep) {
+	if !isWaiting(p.rep.Recipients) {
 		return run.giveUpRows(ctx, p)
 	}
 	var err error
@@ -134,26 +145,54 @@ func (run *run) write(ctx context.Context, p *preparation) error {
 func (run *run) giveUpRows(ctx context.Context, p *preparation) error {
 	rep := p.rep
 	p.rep = nil
-	if err := run.Store.DropRows(ctx, rep.Groups); err != nil {
+	if err := errors.Join(run.Store.DropRows(ctx, rep.Groups), run.removeContent(rep)); err != nil {
 		return err
 	}
 	run.settle(rep)
-	return run.Store.PutReports(ctx, rep)
+	if err := run.Store.PutReports(ctx, rep); err != nil {
+		return err
+	}
+	for _, rc := range rep.Recipients {
+		run.countOutcome(rep.Kind, &rc)
+	}
+	return nil
 }
 
 // note notes that a report is composed, or what its recipients have answered.
 func (run *run) note(ctx context.Context, p *preparation) error {
+	composed := p.rep.State == ruapost.ReportSealed
+	var err error
 	switch {
-	case p.rep.State == ruapost.ReportSealed:
+	case composed:
 		for _, part := range p.parts {
 			part.State = ruapost.ReportComposed
-			run.count("reports_" + string(part.Kind))
 		}
-		return run.Store.PutReports(ctx, p.parts...)
+		err = run.Store.PutReports(ctx, p.parts...)
 	case p.asked:
-		return run.storeAnswers(ctx, p.rep)
+		err = run.storeAnswers(ctx, p.rep)
+	}
+	if err != nil {
+		return err
+	}
+	for _, rc := range p.without {
+		run.countOutcome(p.rep.Kind, &rc)
+	}
+	if composed {
+		run.countComposed(p)
 	}
 	return nil
+}
+
+// countComposed counts what a report is now that it is composed, and whom it does not go to.
+func (run *run) countComposed(p *preparation) {
+	for _, part := range p.parts {
+		run.count("reports_" + string(part.Kind))
+	}
+	for _, rc := range p.rep.Recipients {
+		if rc.State == ruapost.RecipientSuppressed {
+			run.countOutcome(p.rep.Kind, &rc)
+		}
+	}
 }
 
 // storeAnswers stores what the recipients of a composed report have answered. Mails to some
@@ -173,14 +212,14 @@ func (run *run) storeAnswers(ctx context.Context, rep *ruapost.Report) error {
 	})
 }
 
-// isWaiting tells whether anybody is still to get the report.
-func isWaiting(rep *ruapost.Report) bool {
-	return slices.ContainsFunc(rep.Recipients, func(rc ruapost.Recipient) bool { return rc.State == ruapost.RecipientWaiting })
+// isWaiting tells whether any of the recipients is still to get the report.
+func isWaiting(recipients []ruapost.Recipient) bool {
+	return slices.ContainsFunc(recipients, func(rc ruapost.Recipient) bool { return rc.State == ruapost.RecipientWaiting })
 }
 
 // settle notes that a report is done if nobody waits for it.
 func (r *Reporter) settle(rep *ruapost.Report) {
-	if rep.State != ruapost.ReportDone && !isWaiting(rep) {
+	if rep.State != ruapost.ReportDone && !isWaiting(rep.Recipients) {
 		rep.State, rep.Finished = ruapost.ReportDone, r.now()
 	}
 }

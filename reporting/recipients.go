@@ -88,12 +88,11 @@ func (r *Reporter) recipients(d *dueReport, published []ruaURI, suppressed suppr
 			unusable = append(unusable, fmt.Sprintf("%s: %v", u.raw, err))
 			continue
 		}
-		r.suppress(&rc, suppressed)
+		r.suppress(d.domain, &rc, suppressed)
 		list = r.addRecipient(list, rc)
 	}
-	isWaiting := func(rc ruapost.Recipient) bool { return rc.State == ruapost.RecipientWaiting }
 	switch {
-	case slices.ContainsFunc(list, isWaiting):
+	case isWaiting(list):
 		return list, nil
 	case len(list) == 0 && len(unusable) > 0:
 		return nil, noReport{errNobody.counter, ruapost.Clean("no destination can be used: "+strings.Join(unusable, ", "), 500)}
@@ -117,7 +116,8 @@ func (r *Reporter) recipient(d *dueReport, u ruaURI) (ruapost.Recipient, error) 
 		return rc, errors.New("the host has no dot")
 	case has(r.ExcludedRecipients, rc.Address) || has(r.ExcludedRecipients, host):
 		return rc, errAllExcluded
-	case r.isOwn(rc.Address):
+	case r.isOwn(rc.Address), registered(host) == registered(r.Domain) && registered(d.domain) != registered(host):
+		// Without anybody's consent, TLS reports could be sent to any mailbox here.
 		return rc, errOwnAddresses
 	}
 	rc.Legacy = r.Format == dmarc.RFC7489 || has(r.Legacy, d.domain) || has(r.Legacy, rc.Address)
@@ -174,14 +174,15 @@ type answer struct {
 }
 
 // askRecipients asks those recipients that are due whether they accept the report,
-// and notes the answers in rep. It tells whether anybody was asked.
-func (run *run) askRecipients(ctx context.Context, rep *ruapost.Report) bool {
+// and notes the answers in rep. It tells whether anybody was asked, and returns those who
+// are not to get it now.
+func (run *run) askRecipients(ctx context.Context, rep *ruapost.Report) (asked bool, without []ruapost.Recipient) {
 	answers := run.ask(ctx, rep)
-	asked := slices.ContainsFunc(answers, func(a answer) bool { return a.asked })
+	asked = slices.ContainsFunc(answers, func(a answer) bool { return a.asked })
 	if asked && ctx.Err() == nil {
-		run.noteAnswers(rep, answers)
+		without = run.noteAnswers(rep, answers)
 	}
-	return asked
+	return asked, without
 }
 
 // ask asks the recipients that are due, all at once, and returns an answer for each
@@ -205,8 +206,9 @@ func (r *Reporter) ask(ctx context.Context, rep *ruapost.Report) []answer {
 }
 
 // noteAnswers puts the answers into the report. Those who are named in the place of
-// others come last: they must not displace anybody.
-func (run *run) noteAnswers(rep *ruapost.Report, answers []answer) {
+// others come last: they must not displace anybody. It returns those who refused or did not
+// answer.
+func (run *run) noteAnswers(rep *ruapost.Report, answers []answer) (without []ruapost.Recipient) {
 	var list, added []ruapost.Recipient
 	for i, rc := range rep.Recipients {
 		switch a := answers[i]; {
@@ -224,15 +226,19 @@ func (run *run) noteAnswers(rep *ruapost.Report, answers []answer) {
 			rc.Accepted, rc.Attempts, rc.First, rc.Last, rc.Error = true, 0, time.Time{}, time.Time{}, ""
 		}
 		list = append(list, rc)
+		if answers[i].asked && !rc.Accepted {
+			without = append(without, rc)
+		}
 	}
 	for _, rc := range added {
-		run.suppress(&rc, run.suppressed)
+		run.suppress(rep.Domain, &rc, run.suppressed)
 		list = run.addRecipient(list, rc)
 	}
 	if len(list) == 0 {
 		slog.Warn("nobody is left to get the report", "domain", rep.Domain, "report_id", rep.ID)
 	}
 	rep.Recipients = list
+	return without
 }
 
 // errRefused means that the destination did not agree to get reports about a

@@ -25,7 +25,7 @@ func (r *Reporter) DryRun(ctx context.Context, w io.Writer, what Selection) erro
 	if err != nil {
 		return err
 	}
-	due, err := r.due(ctx, what)
+	due, err := r.due(ctx, r.before(what), what.Domain)
 	if err != nil {
 		return err
 	}
@@ -112,7 +112,7 @@ func (r *Reporter) dryReport(ctx context.Context, d *dueReport, suppressed suppr
 			line(&recipients[i], a.err)
 		}
 		for _, rc := range a.instead {
-			r.suppress(&rc, suppressed)
+			r.suppress(rep.Domain, &rc, suppressed)
 			line(&rc, nil)
 		}
 	}

@@ -32,6 +32,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -58,18 +59,17 @@ const (
 	// preparing is the number of reports that are prepared at a time: most of the time
 	// is spent waiting for the DNS of others and for the disk. Of reading as many rows are
 	// held at a time, a thousand of each at most. offering is the number of those that are
-	// handed to sendmail, or POSTed, at a time.
+	// handed to sendmail at a time, and of those that are POSTed.
 	preparing = 64
 	reading   = 16
 	offering  = 8
-	// A run that does not spread offers a batch of preparing at a time, batches of them at
-	// once.
-	batches = 2
 	// someCounts is how much is counted before it is written.
 	someCounts = 100
 	// lookupTimeout is for looking up whom a domain's record names, and then for
 	// asking all of these.
-	lookupTimeout   = 30 * time.Second
+	lookupTimeout = 30 * time.Second
+	// lookupsTimeout is for those of all reports that a run makes.
+	lookupsTimeout  = 15 * time.Minute
 	sendmailTimeout = 2 * time.Minute
 )
 
@@ -93,7 +93,8 @@ type Store interface {
 	// domains.
 	RecordReported(ctx context.Context, domains []string, at time.Time) error
 
-	Suppressions(ctx context.Context) ([]ruapost.Suppression, error)
+	// Suppressions returns those with these patterns, or all if there is none.
+	Suppressions(ctx context.Context, patterns ...string) ([]ruapost.Suppression, error)
 	// UpdateSuppression changes what is stored for a pattern, at first nothing but that
 	// pattern; it is deleted if change returns false.
 	UpdateSuppression(ctx context.Context, pattern string, change func(*ruapost.Suppression) (keep bool)) error
@@ -202,7 +203,11 @@ func (r *Reporter) Send(ctx context.Context, what Selection) error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(run.earlier(ctx), run.fresh(ctx))
+	open, over, err := run.scan(ctx)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(run.earlier(ctx, open, over), run.fresh(ctx))
 	if ctx.Err() == nil {
 		err = errors.Join(err, run.offerAll(ctx))
 	}
@@ -223,7 +228,7 @@ func each[T any](ctx context.Context, limit int, items iter.Seq[T], do func(cont
 			break
 		}
 		group.Go(func() error {
-			err := do(run, item)
+			err := safely(func() error { return do(run, item) })
 			if err == nil || run.Err() != nil && errors.Is(err, run.Err()) { // the stop is no fault
 				return nil
 			}
@@ -242,6 +247,17 @@ func each[T any](ctx context.Context, limit int, items iter.Seq[T], do func(cont
 	}
 	_ = group.Wait() // the faults are in faults
 	return errors.Join(faults...)
+}
+
+// safely makes an error of a panic: one report must not take the others with it, in this
+// run and all that follow.
+func safely(do func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("reporting: panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return do()
 }
 
 // loggedError is a fault that was logged.
@@ -278,6 +294,3 @@ func (r *Reporter) lock() error {
 	r.locked = f
 	return nil
 }
-
-// Poster is for https destinations.
-type Poster = poster

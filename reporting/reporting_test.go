@@ -392,14 +392,14 @@ func TestNobodyWantsIt(t *testing.T) {
 		r.record(d, 1)
 	}
 	r.send()
-	left, err := r.due(t.Context(), Selection{Open: true})
+	left, err := r.due(t.Context(), r.before(Selection{Open: true}), "")
 	if err != nil || len(left) != 1 || left[0].domain != "down.example" {
 		t.Errorf("left %+v, %v; want only the domain whose DNS is down", left, err)
 	}
 	r.clock = r.clock.Add(keep)
 	r.freshResolver()
 	r.send()
-	if left, err := r.due(t.Context(), Selection{Open: true}); err != nil || len(left) != 0 {
+	if left, err := r.due(t.Context(), r.before(Selection{Open: true}), ""); err != nil || len(left) != 0 {
 		t.Errorf("left %+v, %v after %s", left, err, keep)
 	}
 	if got := r.taken(); len(got) != 0 {
@@ -548,7 +548,7 @@ func TestResume(t *testing.T) {
 	r := newRig(t)
 	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=none; rua=mailto:a@example.com"`)
 	r.record("example.com", 3)
-	due, err := r.due(t.Context(), Selection{})
+	due, err := r.due(t.Context(), r.before(Selection{}), "")
 	if err != nil || len(due) != 1 {
 		t.Fatal(due, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"os"
 	"slices"
 	"sync"
@@ -25,17 +26,23 @@ type run struct {
 	suppressed suppressions
 	covered    coverage // by reports of earlier runs
 	sentToday  int      // by these
+	// unasked counts what they sent to domains that need not agree, see offer.
+	unasked map[string]int
 
 	mu     sync.Mutex
 	offers []offer // what there is to send
 	counts map[string]uint64
-	noted  map[string]bool // domains that RecordReported knows of
+	noted  map[string]*sync.Once // domains that RecordReported was told of
+	silent map[string]int        // posts that came to nothing, by registered domain
 }
 
 func (r *Reporter) newRun(ctx context.Context, what Selection) (*run, error) {
-	run := &run{Reporter: r, what: what, covered: coverage{}, counts: map[string]uint64{}, noted: map[string]bool{}}
+	run := &run{Reporter: r, what: what, covered: coverage{}, unasked: map[string]int{}, counts: map[string]uint64{}, noted: map[string]*sync.Once{}, silent: map[string]int{}}
 	var err error
 	if run.suppressed, err = r.suppressions(ctx); err != nil {
+		return nil, err
+	}
+	if err := run.purge(ctx); err != nil {
 		return nil, err
 	}
 	if r.BounceMaildir != "" {
@@ -71,12 +78,12 @@ func (run *run) writeCounts(ctx context.Context, least uint64) error {
 	return run.Store.Count(context.WithoutCancel(ctx), counts)
 }
 
-// earlier takes the reports of earlier runs as far as they go without being sent.
-func (run *run) earlier(ctx context.Context) error {
-	var open, over []string
+// scan looks through the reports of earlier runs: what is open, and what is over since
+// long.
+func (run *run) scan(ctx context.Context) (open, over []string, err error) {
 	for rep, err := range run.Store.Reports(ctx) {
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		run.countSent(&rep)
 		run.covered.add(&rep, run.now())
@@ -87,13 +94,17 @@ func (run *run) earlier(ctx context.Context) error {
 			over = append(over, rep.ID)
 		}
 	}
-	return errors.Join(
-		run.prepareAll(ctx, func(found chan<- *preparation) error {
-			return each(ctx, preparing, counted(run, "reports of earlier runs", open), func(ctx context.Context, id string) error {
-				return run.resume(ctx, id, found)
-			})
-		}),
-		each(ctx, preparing, slices.Values(over), run.forget))
+	return open, over, nil
+}
+
+// earlier takes the reports of earlier runs as far as they go without being sent.
+func (run *run) earlier(ctx context.Context, open, over []string) error {
+	err := run.prepareAll(ctx, func(ctx context.Context, found chan<- *preparation) error {
+		return each(ctx, preparing, counted(run, "reports of earlier runs", open), func(ctx context.Context, id string) error {
+			return run.resume(ctx, id, found)
+		})
+	})
+	return errors.Join(err, each(ctx, preparing, slices.Values(over), run.forget))
 }
 
 // counted returns the items and shows how far whoever takes them has come.
@@ -114,12 +125,18 @@ func (run *run) progress(what string, done, all int) {
 	}
 }
 
-// countSent counts what was sent since midnight UTC, for MaxPerDay.
+// countSent counts what was sent since midnight UTC, for the bounds of a day.
 func (run *run) countSent(rep *ruapost.Report) {
-	today := ruapost.Day(run.now()).Start
+	now := run.now()
+	today := ruapost.Day(now).Start
 	for _, rc := range rep.Recipients {
-		if (rc.State == ruapost.RecipientSent || rc.State == ruapost.RecipientBounced) && !rc.Last.Before(today) {
-			run.sentToday++
+		sent := rc.State == ruapost.RecipientSent || rc.State == ruapost.RecipientBounced
+		if !sent || rc.Last.Before(today) || rc.Last.After(now) { // later: the clock was ahead
+			continue
+		}
+		run.sentToday++
+		if o := offerOf(rep, &rc); o.unasked() {
+			run.unasked[registered(o.domain)]++
 		}
 	}
 }
@@ -140,9 +157,9 @@ func (run *run) resume(ctx context.Context, id string, found chan<- *preparation
 			return err
 		}
 	}
-	asked := run.askRecipients(ctx, rep)
+	asked, without := run.askRecipients(ctx, rep)
 	if ctx.Err() == nil {
-		found <- &preparation{rep: rep, asked: asked}
+		found <- &preparation{rep: rep, asked: asked, without: without}
 	}
 	return ctx.Err()
 }
@@ -178,7 +195,7 @@ func (run *run) forget(ctx context.Context, id string) error {
 		return run.Store.UpdateReport(ctx, id, func(rep *ruapost.Report) error { rep.Finished = run.now(); return nil })
 	}
 	for _, rc := range rep.Recipients {
-		if err := run.clear(ctx, &rc); err != nil {
+		if err := run.clear(ctx, rep.Domain, &rc); err != nil {
 			return err
 		}
 	}
@@ -188,16 +205,24 @@ func (run *run) forget(ctx context.Context, id string) error {
 	return run.Store.ForgetReport(ctx, id)
 }
 
-// fresh makes the reports that are due.
+// fresh makes the reports that are due. Those whose domains' DNS answers slowly are looked
+// up in random order, for as long as lookupsTimeout: the others must not wait for them.
 func (run *run) fresh(ctx context.Context) error {
-	due, err := run.due(ctx, run.what)
+	due, err := run.due(ctx, run.before(run.what), run.what.Domain)
 	if err != nil {
 		return err
 	}
-	return run.prepareAll(ctx, func(found chan<- *preparation) error {
-		return each(ctx, preparing, counted(run, "reports", due), func(ctx context.Context, d dueReport) error {
+	mathrand.Shuffle(len(due), func(i, j int) { due[i], due[j] = due[j], due[i] })
+	return run.prepareAll(ctx, func(ctx context.Context, found chan<- *preparation) error {
+		limited, cancel := context.WithTimeout(ctx, lookupsTimeout)
+		defer cancel()
+		err := each(limited, preparing, counted(run, "reports", due), func(ctx context.Context, d dueReport) error {
 			return run.begin(ctx, &d, found)
 		})
+		if limited.Err() != nil && ctx.Err() == nil {
+			slog.Warn("the DNS is slow: some reports are left for the next run", "after", lookupsTimeout)
+		}
+		return err
 	})
 }
 
@@ -209,14 +234,14 @@ func (run *run) begin(ctx context.Context, d *dueReport, found chan<- *preparati
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case none && d.window.End.After(run.now()):
+		return nil // there may be more to it when the window is over
 	case none:
 		log.Info("no report is made, its rows are dropped", "why", why.why)
-		run.count(why.counter)
-		return run.Store.Drop(ctx, d.groups)
+		return run.drop(ctx, d, why.counter)
 	case err != nil && run.now().Sub(d.window.End) >= run.Keep:
-		log.Error("report given up: its recipients could not be looked up", "for", run.Keep, "err", err)
-		run.count("dropped_expired")
-		return run.Store.Drop(ctx, d.groups)
+		log.Error("no report is made, its rows are dropped", "why", errExpired.why, "err", err)
+		return run.drop(ctx, d, errExpired.counter)
 	case err != nil:
 		log.Warn("cannot look up who wants the report, trying again in the next run", "err", err)
 		return nil
@@ -225,17 +250,24 @@ func (run *run) begin(ctx context.Context, d *dueReport, found chan<- *preparati
 		ID:         newID(run.now()),
 		Kind:       d.kind,
 		Domain:     d.domain,
-		Window:     run.reportWindow(d, run.covered),
-		Sealed:     run.now(),
 		State:      ruapost.ReportSealed,
 		Groups:     d.groups,
 		Recipients: recipients,
 	}
-	run.askRecipients(ctx, rep)
+	_, without := run.askRecipients(ctx, rep)
 	if ctx.Err() == nil {
-		found <- &preparation{rep: rep, fresh: true}
+		found <- &preparation{rep: rep, due: d, without: without}
 	}
 	return ctx.Err()
+}
+
+// drop drops what is due and counts that.
+func (run *run) drop(ctx context.Context, d *dueReport, counter string) error {
+	err := run.Store.Drop(ctx, d.groups)
+	if err == nil {
+		run.count(counter)
+	}
+	return err
 }
 
 // newID returns a report identifier: letters and digits only, so that the same string

@@ -33,9 +33,11 @@ const (
 const takenSuffix = ".taken"
 
 // handOver is the shell script that runs sendmail: its $0 is the file with the mail,
-// the rest is the command. Its status is sendmail's. The mark is made by the shell itself: a
-// program more would take as long as all the rest.
-const handOver = `"$@" || exit $?; : >"$0` + takenSuffix + `" || :`
+// the rest is the command. Its status is sendmail's, which does not get the lock: what it
+// leaves in the background must not hold it. The mark is made by the shell itself, since a
+// program more would take as long as all the rest; by "true", since a shell ends when it
+// cannot open a file for ":".
+const handOver = `"$@" 3<&- || exit $?; true >"$0` + takenSuffix + `" || true`
 
 // errSendmail means that sendmail could not be started at all: the fault is here,
 // not with a recipient.

@@ -94,7 +94,7 @@ func (r *Reporter) Show(ctx context.Context, w io.Writer, what string, how Conte
 	if found {
 		return nil
 	}
-	due, err := r.due(ctx, Selection{Open: true, Domain: what})
+	due, err := r.due(ctx, r.before(Selection{Open: true}), what)
 	switch {
 	case err != nil:
 		return err
@@ -270,7 +270,7 @@ func (r *Reporter) showJSON(ctx context.Context, w io.Writer, rep *ruapost.Repor
 // Preview writes what is recorded about a domain as the reports that would be made of it
 // now. The error wraps ErrNothing if nothing is.
 func (r *Reporter) Preview(ctx context.Context, w io.Writer, domain string) error {
-	due, err := r.due(ctx, Selection{Open: true, Domain: domain})
+	due, err := r.due(ctx, r.before(Selection{Open: true}), domain)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,8 @@ package reporting
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"strings"
 	"time"
 
@@ -16,97 +18,129 @@ const (
 	maxSuppression   = 365 * 24 * time.Hour
 )
 
-// suppressions are the store's, by pattern.
+// suppressions are some of the store's, by pattern.
 type suppressions map[string]ruapost.Suppression
 
-func (r *Reporter) suppressions(ctx context.Context) (suppressions, error) {
-	list, err := r.Store.Suppressions(ctx)
-	if err != nil {
-		return nil, err
-	}
+func byPattern(list []ruapost.Suppression) suppressions {
 	all := make(suppressions, len(list))
 	for _, s := range list {
-		if !s.Until.IsZero() && r.now().Sub(s.Until) > maxSuppression {
-			err := r.Store.UpdateSuppression(ctx, s.Pattern, func(*ruapost.Suppression) bool { return false })
-			if err != nil {
-				return nil, err
-			}
-			continue
-		}
 		all[s.Pattern] = s
 	}
-	return all, nil
+	return all
 }
 
-// find returns the suppression in force for a recipient.
-func (all suppressions) find(rc *ruapost.Recipient, now time.Time) (found ruapost.Suppression, ok bool) {
-	host := hostOf(rc)
-	for _, pattern := range append([]string{patternOf(rc.Address), host}, above(host)...) {
-		if s, ok := all[pattern]; ok && s.Active(now) {
-			return s, true
+// suppressions returns all that there are.
+func (r *Reporter) suppressions(ctx context.Context) (suppressions, error) {
+	list, err := r.Store.Suppressions(ctx)
+	return byPattern(list), err
+}
+
+// purge forgets what has ended long ago.
+func (run *run) purge(ctx context.Context) error {
+	old := func(s *ruapost.Suppression) bool {
+		return !s.Until.IsZero() && run.now().Sub(s.Until) > maxSuppression
+	}
+	for pattern, s := range run.suppressed {
+		if !old(&s) {
+			continue
+		}
+		err := run.Store.UpdateSuppression(ctx, pattern, func(s *ruapost.Suppression) bool { return !s.Since.IsZero() && !old(s) })
+		if err != nil {
+			return err
 		}
 	}
-	return found, false
+	return nil
+}
+
+// patterns returns what a suppression of reports about a domain to rc can be stored under,
+// the narrowest first.
+func patterns(domain string, rc *ruapost.Recipient) []string {
+	host := hostOf(rc)
+	all := []string{patternAbout(rc.Address, domain), patternOf(rc.Address), host}
+	for {
+		_, parent, ok := strings.Cut(host, ".")
+		if !ok {
+			return all
+		}
+		all = append(all, "*."+parent)
+		host = parent
+	}
 }
 
 // patternOf returns the pattern of an address. Local parts in another case are taken for the
 // same, as nearly everybody does: an address that is dead is so in any case.
 func patternOf(address string) string { return strings.ToLower(address) }
 
-// above returns the wildcards that match a domain.
-func above(domain string) (wildcards []string) {
-	for {
-		_, parent, ok := strings.Cut(domain, ".")
-		if !ok {
-			return wildcards
+// aboutWord stands between the two halves of what patternAbout returns.
+const aboutWord = " about "
+
+// patternAbout returns the pattern of an address for reports about a domain, and all with
+// the same registered part.
+func patternAbout(address, domain string) string {
+	return patternOf(address) + aboutWord + registered(domain)
+}
+
+// suppress marks rc if no report about a domain is to be sent there, and tells whether it did.
+func (r *Reporter) suppress(domain string, rc *ruapost.Recipient, all suppressions) bool {
+	for _, pattern := range patterns(domain, rc) {
+		s, ok := all[pattern]
+		if !ok || !s.Active(r.now()) {
+			continue
 		}
-		wildcards = append(wildcards, "*."+parent)
-		domain = parent
+		rc.State, rc.NotBefore = ruapost.RecipientSuppressed, time.Time{}
+		rc.Error = "suppressed"
+		if !s.Until.IsZero() {
+			rc.Error += " until " + s.Until.UTC().Format(time.DateTime)
+		}
+		if s.Reason != "" {
+			rc.Error = ruapost.Clean(rc.Error+": "+s.Reason, 500)
+		}
+		return true
 	}
+	return false
 }
 
-// suppress marks rc if nothing is to be sent there, and tells whether it did.
-func (r *Reporter) suppress(rc *ruapost.Recipient, all suppressions) bool {
-	s, ok := all.find(rc, r.now())
-	if !ok {
-		return false
-	}
-	rc.State, rc.NotBefore = ruapost.RecipientSuppressed, time.Time{}
-	rc.Error = "suppressed"
-	if !s.Until.IsZero() {
-		rc.Error += " until " + s.Until.UTC().Format(time.DateTime)
-	}
-	if s.Reason != "" {
-		rc.Error = ruapost.Clean(rc.Error+": "+s.Reason, 500)
-	}
-	return true
-}
-
-// strike suppresses an address since a report that was sent there at a time came back.
-func (r *Reporter) strike(ctx context.Context, address, reason string, sent time.Time) error {
-	return r.Store.UpdateSuppression(ctx, patternOf(address), func(s *ruapost.Suppression) bool {
-		known := !s.Since.IsZero()
-		if known && (s.Active(r.now()) || s.Since.After(sent)) { // one fault, told several times
+// strike suppresses what a pattern is about, since a report that was sent there at a time
+// came back.
+func (r *Reporter) strike(ctx context.Context, pattern, reason string, sent time.Time) error {
+	now := r.now()
+	err := r.Store.UpdateSuppression(ctx, pattern, func(s *ruapost.Suppression) bool {
+		known := !s.Since.IsZero() && !s.Since.After(now)    // else the clock was ahead
+		if known && (s.Active(now) || s.Since.After(sent)) { // one fault, told several times
 			return true
 		}
 		s.Bounces++
-		s.Since = r.now()
+		s.Since = now
 		s.Until = s.Since.Add(min(firstSuppression<<min(s.Bounces-1, 10), maxSuppression))
 		s.Reason = ruapost.Clean(reason, 300)
 		return true
 	})
+	if errors.Is(err, ruapost.ErrNoRoom) {
+		slog.Warn("nothing more can be suppressed: there is no room, see: ruapost-reporter suppress list", "address", pattern)
+		return nil
+	}
+	return err
 }
 
-// clear forgets that mail to an address came back before, as what was sent to rc after
-// that did not.
-func (run *run) clear(ctx context.Context, rc *ruapost.Recipient) error {
+// clear forgets that mail to an address came back before, as a report about a domain that
+// was sent to rc after that did not.
+func (run *run) clear(ctx context.Context, domain string, rc *ruapost.Recipient) error {
 	works := func(s *ruapost.Suppression) bool {
 		return s.Bounces > 0 && !s.Until.IsZero() && rc.Last.After(s.Until)
 	}
-	if s, ok := run.suppressed[patternOf(rc.Address)]; rc.State != ruapost.RecipientSent || !ok || !works(&s) {
+	if rc.State != ruapost.RecipientSent {
 		return nil
 	}
-	return run.Store.UpdateSuppression(ctx, patternOf(rc.Address), func(s *ruapost.Suppression) bool {
-		return !s.Since.IsZero() && !works(s)
-	})
+	for _, pattern := range []string{patternOf(rc.Address), patternAbout(rc.Address, domain)} {
+		if s, ok := run.suppressed[pattern]; !ok || !works(&s) {
+			continue
+		}
+		err := run.Store.UpdateSuppression(ctx, pattern, func(s *ruapost.Suppression) bool {
+			return !s.Since.IsZero() && !works(s)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

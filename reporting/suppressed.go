@@ -2,6 +2,7 @@ package reporting
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -15,6 +16,11 @@ import (
 // ParsePattern returns a pattern of a ruapost.Suppression as a person types it in the
 // form that is stored.
 func ParsePattern(s string) (pattern string, err error) {
+	if address, domain, ok := strings.Cut(s, aboutWord); ok {
+		address, err1 := mailtouri.ParseAddress(address)
+		domain, err2 := ruapost.ParseDomain(domain)
+		return patternAbout(address, domain), errors.Join(err1, err2)
+	}
 	if strings.Contains(s, "@") {
 		address, err := mailtouri.ParseAddress(s)
 		return patternOf(address), err

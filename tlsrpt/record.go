@@ -149,8 +149,8 @@ func parseURI(raw string) (URI, error) {
 }
 
 func parseHTTPS(raw string) (*url.URL, error) {
-	if ruapost.Clean(raw, maxURL) != raw {
-		return nil, errors.New("too long, or has control characters")
+	if ruapost.Clean(raw, maxURL) != raw || strings.Contains(raw, " ") {
+		return nil, errors.New("too long, or has blanks or control characters")
 	}
 	u, err := url.Parse(raw)
 	if err != nil {
