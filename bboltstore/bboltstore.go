@@ -475,8 +475,12 @@ func (s *Store) writeBatch(db *bolt.DB, b *batch, frugal bool) (c cut, err error
 // complain logs err at most once a minute.
 func (s *Store) complain(err error) {
 	writeErrors.Inc()
-	if queued, ok := s.mayComplain(); ok {
+	switch queued, ok := s.mayComplain(); {
+	case !ok:
+	case queued > 0:
 		slog.Error("store: cannot write, rows wait", "err", err, "queued", queued, "queue_limit", MaxQueue)
+	default:
+		slog.Error("store: cannot be used", "err", err)
 	}
 }
 

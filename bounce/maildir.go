@@ -55,8 +55,8 @@ func File(dir string, message []byte, now time.Time) (path string, err error) {
 	return path, syncDir(cur)
 }
 
-// makeDir makes a directory with mode 0770 whatever the umask; one that exists stays as
-// it is.
+// makeDir makes a directory with mode 0770 whatever the umask, and a setgid bit that it
+// inherits; one that exists stays as it is.
 func makeDir(dir string) error {
 	err := os.Mkdir(dir, 0o770)
 	if errors.Is(err, fs.ErrExist) {
@@ -65,7 +65,11 @@ func makeDir(dir string) error {
 	if err != nil {
 		return err
 	}
-	return os.Chmod(dir, 0o770)
+	st, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	return os.Chmod(dir, st.Mode()&fs.ModeSetgid|0o770)
 }
 
 // fileName returns a name by the convention of Maildirs: time, what makes it unique, and

@@ -100,7 +100,7 @@ func (w *reporterWorld) publishKey(texts ...string) { w.replace(keyName, texts..
 func (w *reporterWorld) replace(name string, texts ...string) {
 	w.dns.Remove(name)
 	for _, text := range texts {
-		w.dns.Add(strings.Join(zoneLines(name, text), " "))
+		w.dns.Add(strings.Join(ZoneLines(name, text), " "))
 	}
 }
 

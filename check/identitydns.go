@@ -106,7 +106,7 @@ func (s *sender) checkTLSRecord(ctx context.Context, domain, want, why string) s
 		return want
 	}
 	rec, err := tlsrpt.ParseRecord(txts)
-	mend := then("Publish one:", zoneLines(r.Name, want)...)
+	mend := then("Publish one:", ZoneLines(r.Name, want)...)
 	good := false
 	switch {
 	case errors.Is(err, tlsrpt.ErrNoRecord):
@@ -189,7 +189,7 @@ func (s *sender) spfMend(addrs []netip.Addr) string {
 	if s.signer != nil {
 		text = "DMARC passes by the signature, but some receivers want both. " + text
 	}
-	return then(text, zoneLines(s.domain, record+" -all")...)
+	return then(text, ZoneLines(s.domain, record+" -all")...)
 }
 
 // spfResult returns what receivers get who are sent a report from an address.
@@ -247,7 +247,7 @@ func (s *sender) checkDMARC(ctx context.Context) {
 		return err != nil
 	})
 	r := Record{Name: name, Want: s.wantedDMARC(own), Why: "the DMARC policy of reports (p=none if " + s.domain + " sends other mail that may fail)"}
-	mend := then("Publish:", zoneLines(name, r.Want)...)
+	mend := then("Publish:", ZoneLines(name, r.Want)...)
 	evaluator := &dmarc.Evaluator{Resolver: s.host.Resolver}
 	v := evaluator.Evaluate(ctx, s.domain, nil, ruapost.SPFResult{})
 	p := v.Policy
@@ -336,7 +336,7 @@ func (s *sender) checkDestinations(ctx context.Context, p *dmarc.Policy) {
 		case accepted:
 			s.ok("%s takes reports about %s", u.Host, p.Published.Domain)
 		default:
-			s.warn(then("Ask "+u.Host+" to publish:", zoneLines(r.Name, r.Want)...),
+			s.warn(then("Ask "+u.Host+" to publish:", ZoneLines(r.Name, r.Want)...),
 				"rua of _dmarc.%s names %s, which does not agree to that: nobody sends reports there (RFC 9990 4)", p.Published.Domain, u.Host)
 		}
 		if txts, _ := s.texts(ctx, r.Name); len(txts) > 0 || !accepted { // its error is told above

@@ -20,7 +20,7 @@ func (s *sender) checkKey(ctx context.Context) {
 	}
 	name := s.signer.Name()
 	want := Record{Name: name, Want: s.signer.Record(), Why: "the public key that reports are signed with"}
-	mend := then("Publish it:", zoneLines(name, want.Want)...)
+	mend := then("Publish it:", ZoneLines(name, want.Want)...)
 	txts, err := s.texts(ctx, name)
 	if err != nil {
 		s.unknown("the DKIM key "+name, err)

@@ -57,7 +57,7 @@ func WriteRecords(w io.Writer, records []Record) error {
 				fmt.Fprintf(&b, "; now: %s\n", txt)
 			}
 		}
-		for _, line := range zoneLines(r.Name, r.Want) {
+		for _, line := range ZoneLines(r.Name, r.Want) {
 			b.WriteString(line + "\n")
 		}
 	}
@@ -65,9 +65,9 @@ func WriteRecords(w io.Writer, records []Record) error {
 	return err
 }
 
-// zoneLines returns a TXT record as it stands in a zone file (RFC 1035 5.1), each of its
+// ZoneLines returns a TXT record as it stands in a zone file (RFC 1035 5.1), each of its
 // character-strings of 255 octets in a line.
-func zoneLines(name, text string) []string {
+func ZoneLines(name, text string) []string {
 	var lines []string
 	for part := range slices.Chunk([]byte(text), 255) {
 		lines = append(lines, "\t"+characterString(part))

@@ -8,8 +8,6 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
-	"slices"
-	"strings"
 )
 
 // GenerateKey returns a new private key for LoadSigner, RSA with 2048 bits (RFC 8301
@@ -44,15 +42,4 @@ func (s *Signer) Record() string {
 		return "v=DKIM1; k=ed25519; p=" + base64.StdEncoding.EncodeToString(key) // RFC 8463 4
 	}
 	return ""
-}
-
-// ZoneLines returns the record as it stands in a zone file, several lines without a line
-// end after the last. A character-string of a TXT record holds 255 octets; those who read
-// the record put them together without anything between them (RFC 6376 3.6.2.2).
-func (s *Signer) ZoneLines() string {
-	var quoted []string
-	for part := range slices.Chunk([]byte(s.Record()), 255) {
-		quoted = append(quoted, `"`+string(part)+`"`) // nothing in it needs a backslash
-	}
-	return s.Name() + ". IN TXT ( " + strings.Join(quoted, "\n\t") + " )"
 }

@@ -114,9 +114,9 @@ func (p *program) reload(ctx context.Context, hangups <-chan os.Signal, reloads 
 
 // Command is Main for a program with arguments; run gets those that follow the
 // flags -config and -version. What usage says of them is printed by -help. The
-// exit status is also 2 when run's error wraps ErrUsage; with ErrFound it is 1. If retry is
-// among the arguments, it is 75 in place of any of these: what Postfix runs is tried again
-// later then, where others would lose the mail.
+// exit status is also 2 when run's error wraps ErrUsage; with ErrFound it is 1. If the first
+// of those arguments is retry, it is 75 in place of any of these: what Postfix runs is tried
+// again later then, where others would lose the mail.
 func Command(name, usage, retry string, run func(ctx context.Context, cfg *config.Config, args []string) error) {
 	p := &program{name: name, usage: usage, retry: retry, run: run}
 	p.exit()
@@ -126,26 +126,33 @@ func Command(name, usage, retry string, run func(ctx context.Context, cfg *confi
 type program struct {
 	name  string
 	usage string
-	retry string // the argument that makes 75 of all exit statuses but 0
-	file  string // of the configuration, empty for the default
-	run   func(ctx context.Context, cfg *config.Config, args []string) error
+	retry string // the command that makes 75 of all exit statuses but 0
+	// retries says that it is that command.
+	retries bool
+	file    string // of the configuration, empty for the default
+	run     func(ctx context.Context, cfg *config.Config, args []string) error
 }
 
 // exit runs the program and ends the process.
 func (p *program) exit() {
 	args := os.Args[1:]
-	if p.retry == "" || !slices.Contains(args, p.retry) {
-		os.Exit(p.main(args, os.Stdout, os.Stderr))
-	}
+	// Flags that cannot be read say nothing of what was meant.
+	p.retries = p.retry != "" && slices.Contains(args, p.retry)
 	defer func() {
-		if r := recover(); r != nil { // else the exit status would be 2
+		if r := recover(); r != nil {
 			fmt.Fprintf(os.Stderr, "%s: panic: %v\n%s", p.name, r, debug.Stack())
-			os.Exit(exitRetry)
+			os.Exit(p.status(exitUsage)) // as Go does
 		}
 	}()
-	if p.main(args, os.Stdout, os.Stderr) != exitOK {
-		os.Exit(exitRetry)
+	os.Exit(p.status(p.main(args, os.Stdout, os.Stderr)))
+}
+
+// status returns the exit status for one of main's.
+func (p *program) status(status int) int {
+	if p.retries && status != exitOK {
+		return exitRetry
 	}
+	return status
 }
 
 func (p *program) main(args []string, stdout, stderr io.Writer) int {
@@ -164,6 +171,7 @@ func (p *program) main(args []string, stdout, stderr io.Writer) int {
 	case err != nil: // flags has printed it
 		return exitUsage
 	}
+	p.retries = p.retry != "" && flags.Arg(0) == p.retry
 	if *version {
 		fmt.Fprintf(stdout, "%s %s (%s)\n", p.name, ruapost.Version, runtime.Version())
 		return exitOK

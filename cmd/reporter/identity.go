@@ -77,7 +77,7 @@ func keygenCommand(cfg *config.Config, args []string, w io.Writer) error {
 		return errors.Join(err, os.Remove(file)) // it is of no use
 	}
 	_, err = fmt.Fprintf(w, "; %s has the new key. Publish:\n\n%s\n\n; When that is in the DNS, in ruapost.toml:\n\n"+
-		"[dkim]\ndomain = %q\nselector = %q\nkey_file = %q\n", file, signer.ZoneLines(), signer.Domain, signer.Selector, file)
+		"[dkim]\ndomain = %q\nselector = %q\nkey_file = %q\n", file, strings.Join(check.ZoneLines(signer.Name(), signer.Record()), "\n"), signer.Domain, signer.Selector, file)
 	return err
 }
 
