@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"ruapost/bboltstore"
@@ -73,7 +74,8 @@ func (w *world) audit(ctx context.Context) error {
 	}
 	active := 0
 	for _, s := range list {
-		if b := w.boxes[s.Pattern]; b == nil || !b.fate.dead() {
+		address, _, _ := strings.Cut(s.Pattern, " about ")
+		if b := w.boxes[address]; b == nil || !b.fate.dead() {
 			w.ledger.wrongly[s.Pattern] = true
 		}
 		if s.Active(w.now) {
