@@ -20,7 +20,8 @@ type Suppression struct {
 	Bounces int `json:"bounces,omitempty"`
 }
 
-// Active tells whether the suppression is in force at a time.
+// Active tells whether the suppression is in force at a time. One for good is so even
+// before Since: the clock may have been ahead when it was made.
 func (s *Suppression) Active(at time.Time) bool {
-	return !at.Before(s.Since) && (s.Until.IsZero() || at.Before(s.Until))
+	return s.Until.IsZero() || !at.Before(s.Since) && at.Before(s.Until)
 }

@@ -3,6 +3,7 @@ package check
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -12,7 +13,7 @@ const width = 80
 
 var labels = map[Level]string{OK: "ok", Warning: "warning", Fault: "FAULT"}
 
-// Write writes findings for a terminal, one after the other:
+// Write writes findings for a terminal, the faults first, and how many of them there are:
 //
 //	FAULT    smtp_tlsrpt_enable is not set: there are no TLS reports
 //	         mend:
@@ -23,7 +24,9 @@ var labels = map[Level]string{OK: "ok", Warning: "warning", Fault: "FAULT"}
 func Write(w io.Writer, findings []Finding) error {
 	const indent = "         "
 	var b strings.Builder
-	for _, f := range findings {
+	n := map[Level]int{}
+	for _, f := range slices.SortedStableFunc(slices.Values(findings), func(a, b Finding) int { return b.Level.rank() - a.Level.rank() }) {
+		n[f.Level]++
 		wrap(&b, fmt.Sprintf("%-9s", labels[f.Level]), indent, f.What)
 		if f.Mend == "" {
 			continue
@@ -42,8 +45,19 @@ func Write(w io.Writer, findings []Finding) error {
 			lead = indent
 		}
 	}
+	fmt.Fprintf(&b, "%s, %s\n", count(n[Fault], "fault"), count(n[Warning], "warning"))
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// rank is greater the worse a finding is.
+func (l Level) rank() int { return slices.Index([]Level{OK, Warning, Fault}, l) }
+
+func count(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
 }
 
 // wrap writes the words of text in lines that begin with indent, the first with first.

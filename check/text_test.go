@@ -19,20 +19,21 @@ func TestWrite(t *testing.T) {
 		{Level: Fault, What: "x", Mend: "    postfix reload"},
 		{Level: Fault, What: strings.Repeat("y", 90) + " z", Mend: "Do something that takes so many words that they do not fit into one line of eighty columns."},
 	}
-	const want = `ok       Postfix 3.10.13
-warning  smtp_tls_security_level = encrypt: mail is deferred to all domains that
-         cannot do that and have no policy
-         mend: If that is not what you want:
-             postconf -e 'smtp_tls_security_level = dane and so on until it is longer than a line'
-             postfix reload
-         That is all.
-FAULT    x
+	const want = `FAULT    x
          mend:
              postfix reload
 FAULT    yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy
          z
          mend: Do something that takes so many words that they do not fit into
          one line of eighty columns.
+warning  smtp_tls_security_level = encrypt: mail is deferred to all domains that
+         cannot do that and have no policy
+         mend: If that is not what you want:
+             postconf -e 'smtp_tls_security_level = dane and so on until it is longer than a line'
+             postfix reload
+         That is all.
+ok       Postfix 3.10.13
+2 faults, 1 warning
 `
 	var b strings.Builder
 	if err := Write(&b, findings); err != nil || b.String() != want {

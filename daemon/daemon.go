@@ -177,6 +177,13 @@ func (p *program) main(args []string, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	slog.SetDefault(newLogger(stderr)) // takes what the log package gets, too
+	if asksForHelp(flags.Args()) { // with whatever configuration
+		if p.run(context.Background(), config.Default(), flags.Args()) == nil {
+			return exitOK
+		}
+		flags.Usage()
+		return exitUsage
+	}
 	cfg, err := loadConfig(p.file)
 	if err != nil {
 		// One error a line, each beginning with the file, as editors know to read.
@@ -194,7 +201,9 @@ func (p *program) main(args []string, stdout, stderr io.Writer) int {
 	switch err := p.runUntilSignal(cfg, flags.Args()); {
 	case errors.Is(err, ErrUsage):
 		fmt.Fprintf(stderr, "%s: %v\n", p.name, err)
-		flags.Usage()
+		if flags.NArg() == 0 { // else the error says what belongs to its command
+			flags.Usage()
+		}
 		return exitUsage
 	case err == ErrFound: // not joined with or wrapped in an error that nobody has told of
 		return exitError
@@ -221,20 +230,27 @@ func (p *program) runUntilSignal(cfg *config.Config, args []string) error {
 		}
 	}()
 	err := p.run(ctx, cfg, args)
-	if ctx.Err() != nil && isStop(err) {
+	if ctx.Err() != nil && IsStop(err) {
 		return nil
 	}
 	return err
 }
 
-// isStop says whether err is context.Canceled, wrapped or joined with nothing but
+// asksForHelp says whether the arguments are a command and an option for help.
+func asksForHelp(args []string) bool {
+	return len(args) > 1 && slices.ContainsFunc(args[1:], func(arg string) bool {
+		return arg == "-h" || arg == "-help" || arg == "--help"
+	})
+}
+
+// IsStop says whether err is context.Canceled, wrapped or joined with nothing but
 // itself: a fault beside it is a fault.
-func isStop(err error) bool {
+func IsStop(err error) bool {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		return !slices.ContainsFunc(joined.Unwrap(), func(err error) bool { return !isStop(err) })
+		return !slices.ContainsFunc(joined.Unwrap(), func(err error) bool { return !IsStop(err) })
 	}
 	if wrapped := errors.Unwrap(err); wrapped != nil {
-		return isStop(wrapped)
+		return IsStop(wrapped)
 	}
 	return err == context.Canceled
 }

@@ -307,7 +307,8 @@ func TestExitStatus(t *testing.T) {
 		{name: "good", args: []string{"-config", good}, ran: true},
 		{name: "run fails", args: []string{"-config", good}, err: errors.New("broken"), status: 1, ran: true, stderr: `level=ERROR msg="toy failed" err=broken`},
 		{name: "faults that are printed already", args: []string{"-config", good}, err: ErrFound, status: 1, ran: true},
-		{name: "usage", args: []string{"-config", good, "sned"}, err: fmt.Errorf("%w: no command sned", ErrUsage), status: 2, ran: true, stderr: "toy: usage error: no command sned\nusage: toy [-config FILE] [-check] [-version] COMMAND\n"},
+		{name: "usage", args: []string{"-config", good}, err: fmt.Errorf("%w: no command", ErrUsage), status: 2, ran: true, stderr: "toy: usage error: no command\nusage: toy [-config FILE] [-check] [-version] COMMAND\n"},
+		{name: "usage of a command", args: []string{"-config", good, "sned"}, err: fmt.Errorf("%w: no command sned", ErrUsage), status: 2, ran: true, stderr: "toy: usage error: no command sned\n"},
 		{
 			name: "bad configuration", args: []string{"-config", bad}, status: 2,
 			stderr: bad + ":2: store.path: 1 is a number; expected an absolute path\n" + bad + ":3: store.file: unknown key; expected one of path, record_timeout\n",
@@ -397,7 +398,7 @@ func TestStopIsNoFault(t *testing.T) {
 		{fmt.Errorf("%w: %w", fault, context.Canceled), false},
 		{context.DeadlineExceeded, false},
 	} {
-		if got := isStop(tt.err); got != tt.want {
+		if got := IsStop(tt.err); got != tt.want {
 			t.Errorf("%q: %v", tt.err, got)
 		}
 	}

@@ -107,7 +107,11 @@ func (r *Reporter) bounced(ctx context.Context, rep *ruapost.Report, rc *ruapost
 // 3.3, 3.5), or that who reads it complains. A service may refuse reports about domains that
 // are none of its customers'; that must not cost its customers theirs.
 func isAboutAddress(n *bounce.Notice) bool {
-	_, subject, _ := strings.Cut(n.Status, ".")
-	class, _, _ := strings.Cut(subject, ".")
-	return n.Kind == bounce.Complaint || class == "1" || class == "2" || class == "4"
+	class, detail, _ := strings.Cut(n.Status, ".")
+	switch detail {
+	case "1.7", "1.8", "2.3": // about the sender, and the size
+		return false
+	}
+	subject, _, _ := strings.Cut(detail, ".")
+	return n.Kind == bounce.Complaint || class != "" && (subject == "1" || subject == "2" || subject == "4")
 }

@@ -229,7 +229,7 @@ func TestSuppressionPatterns(t *testing.T) {
 		{Pattern: "*.z.example"},
 		{Pattern: "b@v.example about about.example"},
 		{Pattern: "old.example", Until: monday},
-		{Pattern: "new.example", Since: monday.Add(time.Second)},
+		{Pattern: "new.example", Since: monday.Add(time.Second), Until: monday.Add(time.Hour)},
 	})
 	for address, want := range map[string]bool{
 		"a@x.example": true, "A@x.example": true, "b@x.example": false, "a@y.example": true, "a@s.y.example": false,

@@ -369,7 +369,9 @@ func writeGzip(path string, write func(w io.Writer, size func() int64) error) (i
 		c.zw.Reset(&countingWriter{w, &size})
 		r, plain := io.Pipe()
 		var writing sync.WaitGroup
-		writing.Go(func() { plain.CloseWithError(write(plain, size.Load)) })
+		writing.Go(func() {
+			plain.CloseWithError(safely(func() error { return write(plain, size.Load) }))
+		})
 		_, err := io.CopyBuffer(struct{ io.Writer }{c.zw}, r, c.buf[:])
 		r.CloseWithError(err)
 		writing.Wait()

@@ -92,10 +92,11 @@ func writeCounters(w io.Writer, counts map[string]uint64) error {
 	return t.write(w)
 }
 
-// WriteTextfile writes the store's counters, when the last run ended and whether it was
-// without fault into the file at path, for node_exporter's textfile collector. Whoever
-// reads the file meanwhile gets the old one or the new one.
-func WriteTextfile(path string, counts map[string]uint64, ended time.Time, ok bool) (err error) {
+// WriteTextfile writes the store's counters, how many suppressions are in force, when the
+// last run ended and whether it was without fault into the file at path, for
+// node_exporter's textfile collector. Whoever reads the file meanwhile gets the old one or
+// the new one.
+func WriteTextfile(path string, counts map[string]uint64, suppressed int, ended time.Time, ok bool) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("reporting: textfile: %w", err)
@@ -107,7 +108,7 @@ func WriteTextfile(path string, counts map[string]uint64, ended time.Time, ok bo
 	}
 	defer os.Remove(f.Name()) // it is not there any more if all went well
 	w := bufio.NewWriter(f)
-	writeMetrics(w, counts, ended, ok)
+	writeMetrics(w, counts, suppressed, ended, ok)
 	// node_exporter is another user; CreateTemp has made the file for ours alone.
 	if err := errors.Join(w.Flush(), f.Chmod(0o644), f.Close()); err != nil {
 		return err
@@ -117,7 +118,7 @@ func WriteTextfile(path string, counts map[string]uint64, ended time.Time, ok bo
 
 // writeMetrics writes the text format of Prometheus. All counters are there from the
 // beginning, so that the first step of each is seen.
-func writeMetrics(w *bufio.Writer, counts map[string]uint64, ended time.Time, ok bool) {
+func writeMetrics(w *bufio.Writer, counts map[string]uint64, suppressed int, ended time.Time, ok bool) {
 	const prefix = "ruapost_reporter_"
 	for _, f := range families {
 		name := prefix + f.name + "_total"
@@ -138,6 +139,7 @@ func writeMetrics(w *bufio.Writer, counts map[string]uint64, ended time.Time, ok
 		name, help string
 		value      int64
 	}{
+		{prefix + "suppressions", "Suppressions that are in force.", int64(suppressed)},
 		{prefix + "last_run_timestamp_seconds", "When the last run ended.", ended.Unix()},
 		{prefix + "last_run_success", "Whether the last run ended without a fault.", int64(success)},
 	} {

@@ -26,6 +26,8 @@ type offer struct {
 	about, domain string
 	kind          ruapost.Kind
 	https         bool
+	// expired says that it was held back for too long: find gives it up.
+	expired bool
 }
 
 func offerOf(rep *ruapost.Report, rc *ruapost.Recipient) offer {
@@ -49,9 +51,21 @@ func (run *run) addOffers(rep *ruapost.Report) {
 	defer run.mu.Unlock()
 	for _, rc := range rep.Recipients {
 		if run.isDue(&rc) && rc.Accepted {
-			run.offers = append(run.offers, offerOf(rep, &rc))
+			o := offerOf(rep, &rc)
+			o.expired = run.isExpired(rep, &rc)
+			run.offers = append(run.offers, o)
 		}
 	}
+}
+
+// isExpired tells whether a report could have been offered for as long as it is kept, and
+// was held back all that time.
+func (run *run) isExpired(rep *ruapost.Report, rc *ruapost.Recipient) bool {
+	since := rep.Sealed
+	if rc.NotBefore.After(since) {
+		since = rc.NotBefore
+	}
+	return rc.Attempts == 0 && run.now().Sub(since) >= run.Keep
 }
 
 // offerAll offers the reports, in random order and spread over the time there is, so
@@ -116,8 +130,12 @@ func sleepUntil(ctx context.Context, t time.Time) bool {
 func (run *run) holdBack() {
 	held := map[string]int{}
 	perDomain := map[string]int{}
-	var kept []offer
+	var kept, past []offer
 	for _, o := range run.fairly() {
+		if o.expired {
+			past = append(past, o)
+			continue
+		}
 		reason := ""
 		switch {
 		case run.MaxPerRun > 0 && len(kept) >= run.MaxPerRun:
@@ -143,7 +161,7 @@ func (run *run) holdBack() {
 		slog.Warn("reports are held back for the next runs", "reports", n, "by", "reporter."+reason)
 	}
 	rand.Shuffle(len(kept), func(i, j int) { kept[i], kept[j] = kept[j], kept[i] })
-	run.offers = kept
+	run.offers = append(past, kept...)
 }
 
 // fairly returns the offers so that the first report about each registered domain comes
@@ -240,7 +258,7 @@ func (run *run) find(ctx context.Context, a *attempt) error {
 	case a.decided: // an earlier run was killed before it could note that sendmail took it
 	case run.suppress(rep.Domain, rc, byPattern(suppressed)):
 		a.decided = true
-	case rc.Attempts == 0 && run.now().Sub(rep.Sealed) >= run.Keep:
+	case run.isExpired(rep, rc):
 		a.decided, a.err = true, errHeldBack
 	case !rc.HTTPS:
 		a.fresh, a.err = run.makeMail(a.file, rep, rc)
@@ -277,6 +295,10 @@ func (run *run) putInPlace(disk *os.File, attempts []*attempt) error {
 // send sends a report to one recipient and notes what became of it, even if the run is to
 // stop. The error is what is no matter of that one alone.
 func (run *run) send(ctx context.Context, a *attempt) error {
+	if !a.decided && run.isStruck(a.rc) {
+		a.decided = true
+		a.rc.State, a.rc.Error = ruapost.RecipientSuppressed, "suppressed: sendmail has just refused the address"
+	}
 	if !a.decided {
 		sender, err := run.envelopeSender(a.rep, a.rc)
 		if err == nil && !a.https && !a.unasked() { // or anybody's domain could be made unknown
@@ -290,6 +312,9 @@ func (run *run) send(ctx context.Context, a *attempt) error {
 			err = run.post(context.WithoutCancel(ctx), a.rep, a.rc)
 		default:
 			err = run.sendmail(ctx, a.file, sender, a.rc.Address)
+		}
+		if errors.Is(err, errSilent) { // the next run tries
+			return nil
 		}
 		if errors.Is(err, errSendmail) {
 			return fmt.Errorf("reporting: %w", err)
@@ -307,9 +332,15 @@ func (run *run) noteOutcome(ctx context.Context, a *attempt) error {
 	err := run.Store.UpdateReport(ctx, a.id, func(stored *ruapost.Report) error {
 		for i := range stored.Recipients {
 			// It may have come back already.
-			if rc := &stored.Recipients[i]; rc.Address == a.address && rc.State != ruapost.RecipientBounced {
-				*rc = *a.rc
+			rc := &stored.Recipients[i]
+			if rc.Address != a.address {
+				continue
 			}
+			if rc.State == ruapost.RecipientBounced {
+				rc.Attempts, rc.First, rc.Last = a.rc.Attempts, a.rc.First, a.rc.Last
+				continue
+			}
+			*rc = *a.rc
 		}
 		run.settle(stored)
 		return nil
@@ -366,7 +397,17 @@ func (run *run) judge(ctx context.Context, rep *ruapost.Report, rc *ruapost.Reci
 		if err := run.strike(context.WithoutCancel(ctx), patternOf(rc.Address), rc.Error, rc.Last); err != nil {
 			slog.Warn("the address could not be suppressed", "recipient", rc.Address, "err", err)
 		}
+		run.mu.Lock()
+		run.struck[patternOf(rc.Address)] = true
+		run.mu.Unlock()
 	}
+}
+
+// isStruck tells whether sendmail has refused the address for good in this run.
+func (run *run) isStruck(rc *ruapost.Recipient) bool {
+	run.mu.Lock()
+	defer run.mu.Unlock()
+	return run.struck[patternOf(rc.Address)]
 }
 
 // noteReported notes, once in a run, that what goes to a domain next is no mail that

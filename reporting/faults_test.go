@@ -91,7 +91,9 @@ func TestOverrideNamesTheServed(t *testing.T) {
 		{asked: true},
 		{},
 	})
-	want := []ruapost.Recipient{sent, waiting("d@third.example"), kept, waiting("e1@x.example"), waiting("e2@x.example")}
+	agreed := waiting("d@third.example")
+	agreed.NotBefore = r.clock
+	want := []ruapost.Recipient{sent, agreed, kept, waiting("e1@x.example"), waiting("e2@x.example")}
 	if d := cmp.Diff(want, rep.Recipients); d != "" {
 		t.Error(d)
 	}

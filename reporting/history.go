@@ -1,26 +1,39 @@
 package reporting
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"slices"
 	"strconv"
+	"time"
 
 	"ruapost"
 )
 
-// History writes what became of the reports that were made, recipient by recipient, the
-// newest last; in JSON each report is a line. If that is more than v.Limit reports, it is
-// the newest ones.
+// History writes what became of the reports that were made, recipient by recipient, by the
+// time of the last try; in JSON each report is a line. If that is more than v.Limit reports,
+// it is those that were tried last. The error wraps ruapost.ErrNoReport if there is nothing
+// that v asks for.
 func (r *Reporter) History(ctx context.Context, w io.Writer, v View) error {
 	var entries []listed
 	leftOut := 0
-	trim := func(limit int) {
-		if n := len(entries) - v.Limit; v.Limit > 0 && len(entries) > limit {
+	trim := func() {
+		slices.SortStableFunc(entries, func(a, b listed) int {
+			return cmp.Or(lastTry(a.report).Compare(lastTry(b.report)), cmp.Compare(a.Domain, b.Domain))
+		})
+		if n := len(entries) - v.Limit; v.Limit > 0 && n > 0 {
 			entries = slices.Clone(entries[n:])
 			leftOut += n
 		}
+	}
+	if v.ReportID != "" {
+		var err error
+		if entries, err = r.entryOf(ctx, v.ReportID); err != nil {
+			return err
+		}
+		return writeHistory(w, entries, v, 0)
 	}
 	for rep, err := range r.Store.Reports(ctx) {
 		if err != nil {
@@ -28,19 +41,16 @@ func (r *Reporter) History(ctx context.Context, w io.Writer, v View) error {
 		}
 		if wasOffered(&rep) && (v.Domain == "" || rep.Domain == v.Domain) {
 			entries = append(entries, r.reportEntry(&rep))
-			trim(2 * v.Limit)
-		}
-	}
-	trim(v.Limit)
-	if v.JSON {
-		for _, e := range entries {
-			if err := writeJSON(w, e); err != nil {
-				return err
+			if v.Limit > 0 && len(entries) > 2*v.Limit {
+				trim()
 			}
 		}
-		return nil
 	}
-	return writeHistory(w, entries, leftOut)
+	trim()
+	if len(entries) == 0 && v.Domain != "" {
+		return fmt.Errorf("%w about %s was sent; what is recorded: list %s", ruapost.ErrNoReport, v.Domain, v.Domain)
+	}
+	return writeHistory(w, entries, v, leftOut)
 }
 
 // wasOffered tells whether anything has become of a report.
@@ -49,7 +59,29 @@ func wasOffered(rep *ruapost.Report) bool {
 		slices.ContainsFunc(rep.Recipients, func(rc ruapost.Recipient) bool { return rc.Attempts > 0 })
 }
 
-func writeHistory(w io.Writer, entries []listed, leftOut int) error {
+// lastTry is when a report was last offered, or else given up.
+func lastTry(rep *ruapost.Report) time.Time {
+	last := time.Time{}
+	for _, rc := range rep.Recipients {
+		if rc.Last.After(last) {
+			last = rc.Last
+		}
+	}
+	if last.IsZero() {
+		return rep.Finished
+	}
+	return last
+}
+
+func writeHistory(w io.Writer, entries []listed, v View, leftOut int) error {
+	if v.JSON {
+		for _, e := range entries {
+			if err := writeJSON(w, e); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	if len(entries) == 0 {
 		_, err := fmt.Fprintln(w, "No report was sent yet, or all that were are forgotten.")
 		return err
@@ -61,24 +93,43 @@ func writeHistory(w io.Writer, entries []listed, leftOut int) error {
 	}
 	var t table
 	t.add("LAST TRY (UTC)", "KIND", "DOMAIN", "DAY (UTC)", "COUNT", "OUTCOME", "RECIPIENT", "REPORT-ID")
-	for _, e := range entries {
-		line := func(last, outcome, recipient string) {
-			t.add(last, string(e.Kind), e.Domain, day(e.Window), strconv.FormatInt(e.Count, 10), outcome, recipient, e.ReportID)
-		}
-		for _, rc := range e.Recipients {
-			last := "-"
-			if !rc.Last.IsZero() {
-				last = at(rc.Last)
-			}
-			line(last, string(rc.State), rc.Address)
-			if rc.Error != "" {
-				t.note(rc.Error)
-			}
-		}
-		if len(e.Recipients) == 0 {
-			line("-", e.State, "-")
-			t.note(e.Detail)
+	for _, l := range historyLines(entries) {
+		t.add(l.cells...)
+		if l.note != "" {
+			t.note(l.note)
 		}
 	}
 	return t.write(w)
+}
+
+// historyLine is what became of a report at one recipient.
+type historyLine struct {
+	tried time.Time // what lines are sorted by
+	cells []string
+	note  string
+}
+
+func historyLines(entries []listed) (lines []historyLine) {
+	for _, e := range entries {
+		add := func(tried time.Time, last, outcome, recipient, note string) {
+			cells := []string{last, string(e.Kind), e.Domain, day(e.Window), strconv.FormatInt(e.Count, 10), outcome, recipient, e.shortID()}
+			lines = append(lines, historyLine{tried, cells, note})
+		}
+		for _, rc := range e.Recipients {
+			outcome, note := string(rc.State), rc.Error
+			if hasRefused(&rc) {
+				outcome, note = recipientState(&rc), ""
+			}
+			if rc.Last.IsZero() {
+				add(lastTry(e.report), "-", outcome, rc.Address, note)
+			} else {
+				add(rc.Last, at(rc.Last), outcome, rc.Address, note)
+			}
+		}
+		if len(e.Recipients) == 0 {
+			add(lastTry(e.report), "-", e.State, "-", e.Detail)
+		}
+	}
+	slices.SortStableFunc(lines, func(a, b historyLine) int { return a.tried.Compare(b.tried) })
+	return lines
 }

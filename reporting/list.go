@@ -17,6 +17,9 @@ import (
 type View struct {
 	// Domain, unless it is empty, is the only one that is shown.
 	Domain string
+	// ReportID, unless it is empty, is the identifier of the only report that is shown, or
+	// its beginning as FindReport takes it.
+	ReportID string
 	// Limit is the greatest number of entries; 0 is no bound.
 	Limit int
 	JSON  bool
@@ -37,6 +40,7 @@ const (
 	stateFailed     = "failed"
 	stateBounced    = "bounced"
 	stateSuppressed = "suppressed"
+	stateRefused    = "not agreed"
 )
 
 // listed is what is told of a report that was made or could be.
@@ -61,9 +65,10 @@ const recentlyDone = 24 * time.Hour
 
 // List writes what is being recorded, what waits to be sent, and the reports that were
 // done in the last day. If that is more than v.Limit, what needs an eye comes before what
-// is well, and then what counts more messages or sessions.
+// is well, and then what counts more messages or sessions. The error wraps
+// ruapost.ErrNoReport or ErrNothing if there is nothing that v asks for.
 func (r *Reporter) List(ctx context.Context, w io.Writer, v View) error {
-	entries, err := r.entries(ctx, v.Domain)
+	entries, err := r.entries(ctx, v)
 	if err != nil {
 		return err
 	}
@@ -103,9 +108,9 @@ func writeList(w io.Writer, entries []listed, leftOut int, counts map[string]uin
 		return writeCounters(w, counts)
 	}
 	var t table
-	t.add("KIND", "DOMAIN", "DAY (UTC)", "COUNT", "RESULTS", "STATE", "REPORT-ID")
+	t.add("KIND", "DOMAIN", "DAY (UTC)", "COUNT", "STATE", "RESULTS", "REPORT-ID")
 	for _, e := range entries {
-		t.add(string(e.Kind), e.Domain, day(e.Window), strconv.FormatInt(e.Count, 10), e.results.text(e.Kind), e.stateText(), cmp.Or(e.ReportID, "-"))
+		t.add(string(e.Kind), e.Domain, day(e.Window), strconv.FormatInt(e.Count, 10), e.stateText(), e.results.text(e.Kind), cmp.Or(e.shortID(), "-"))
 		for _, rc := range e.Recipients {
 			if rc.Error != "" {
 				t.note(rc.Address + ": " + recipientState(&rc))
@@ -124,25 +129,44 @@ func writeList(w io.Writer, entries []listed, leftOut int, counts map[string]uin
 }
 
 // entries returns what List is about.
-func (r *Reporter) entries(ctx context.Context, domain string) (entries []listed, err error) {
-	due, err := r.due(ctx, r.before(Selection{Open: true}), domain)
+func (r *Reporter) entries(ctx context.Context, v View) (entries []listed, err error) {
+	if v.ReportID != "" {
+		return r.entryOf(ctx, v.ReportID)
+	}
+	due, err := r.due(ctx, r.before(Selection{Open: true}), v.Domain)
 	if err != nil {
 		return nil, err
 	}
 	for i := range due {
 		entries = append(entries, r.dueEntry(&due[i]))
 	}
+	known := v.Domain == "" || len(due) > 0
 	for rep, err := range r.Store.Reports(ctx) {
 		if err != nil {
 			return nil, err
 		}
-		done := rep.State == ruapost.ReportDone && r.now().Sub(rep.Finished) >= recentlyDone
-		if done || domain != "" && rep.Domain != domain {
+		if v.Domain != "" && rep.Domain != v.Domain {
 			continue
 		}
-		entries = append(entries, r.reportEntry(&rep))
+		known = true
+		done := rep.State == ruapost.ReportDone && r.now().Sub(rep.Finished) >= recentlyDone
+		if !done {
+			entries = append(entries, r.reportEntry(&rep))
+		}
+	}
+	if !known {
+		return nil, fmt.Errorf("%s: %w", v.Domain, ErrNothing)
 	}
 	return entries, nil
+}
+
+// entryOf returns the only entry for a report identifier.
+func (r *Reporter) entryOf(ctx context.Context, id string) ([]listed, error) {
+	rep, err := r.FindReport(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return []listed{r.reportEntry(rep)}, nil
 }
 
 func (r *Reporter) dueEntry(d *dueReport) listed {
@@ -174,8 +198,13 @@ func (r *Reporter) reportState(rep *ruapost.Report) (state, detail string) {
 		return stateSealed, "the next run composes it"
 	}
 	n := map[ruapost.RecipientState]int{}
+	refused := 0
 	var next, last time.Time
 	for _, rc := range rep.Recipients {
+		if hasRefused(&rc) {
+			refused++
+			continue
+		}
 		n[rc.State]++
 		if rc.State == ruapost.RecipientWaiting && (next.IsZero() || rc.NotBefore.Before(next)) {
 			next = rc.NotBefore
@@ -203,9 +232,17 @@ func (r *Reporter) reportState(rep *ruapost.Report) (state, detail string) {
 		return stateSent, at(last)
 	case n[ruapost.RecipientSuppressed] > 0:
 		return stateSuppressed, ""
+	case refused > 0:
+		return stateRefused, ""
 	}
 	return stateFailed, "nobody is left to get it"
 }
+
+// shortIDDigits is how much of a report identifier a table has: its first eight digits are
+// the time, which all reports of a run may share.
+const shortIDDigits = 12
+
+func (e *listed) shortID() string { return e.ReportID[:min(len(e.ReportID), shortIDDigits)] }
 
 func (e *listed) stateText() string {
 	if e.Detail == "" {
@@ -217,7 +254,7 @@ func (e *listed) stateText() string {
 // rank orders entries by how much they need somebody's eye.
 func (e *listed) rank() int {
 	return slices.Index([]string{
-		stateFailed, stateBounced, stateWaiting, stateSealed, stateDue, stateSent, stateSuppressed, stateRecording, stateUnreported,
+		stateFailed, stateBounced, stateWaiting, stateSealed, stateDue, stateSent, stateSuppressed, stateRefused, stateRecording, stateUnreported,
 	}, e.State)
 }
 
@@ -241,7 +278,16 @@ func day(w ruapost.Window) string {
 	return start.Format("2006-01-02 15:04") + "-" + to
 }
 
+// hasRefused tells whether a recipient was given up because he did not agree to the report:
+// a fault that is nobody's here.
+func hasRefused(rc *ruapost.Recipient) bool {
+	return rc.State == ruapost.RecipientFailed && strings.HasPrefix(rc.Error, errRefused.Error())
+}
+
 func recipientState(rc *ruapost.Recipient) string {
+	if hasRefused(rc) {
+		return stateRefused + strings.TrimPrefix(rc.Error, errRefused.Error())
+	}
 	text := string(rc.State)
 	switch {
 	case rc.State == ruapost.RecipientSent:

@@ -104,6 +104,7 @@ func TestListStates(t *testing.T) {
 	failed := ruapost.Recipient{State: ruapost.RecipientFailed, Error: "no such\x1b[31m user", Last: last, Attempts: 1}
 	suppressed := ruapost.Recipient{State: ruapost.RecipientSuppressed, Error: "suppressed"}
 	waiting := ruapost.Recipient{State: ruapost.RecipientWaiting, NotBefore: monday.Add(31 * time.Hour), Error: "busy", Attempts: 1}
+	refused := ruapost.Recipient{State: ruapost.RecipientFailed, Error: errRefused.Error(), Last: last, Attempts: 1}
 	old := about("0a", "old.example", ruapost.ReportDone, sent)
 	old.Finished = monday.Add(5 * time.Hour)
 	part := about("0b", "part.example", ruapost.ReportDone, sent)
@@ -127,26 +128,30 @@ func TestListStates(t *testing.T) {
 			about("06", "bounced.example", ruapost.ReportDone, ruapost.Recipient{State: ruapost.RecipientBounced, Error: "5.1.1"}),
 			about("07", "suppressed.example", ruapost.ReportDone, suppressed),
 			about("08", "nobody.example", ruapost.ReportDone),
+			about("09", "refused.example", ruapost.ReportDone, refused),
+			about("10", "refused1.example", ruapost.ReportDone, sent, refused),
 		},
 	}
 	r := f.reporter(t)
 	r.TLSFailuresOnly = true
 	got := printed(t, func(w io.Writer) error { return r.List(t.Context(), w, View{}) })
 	want := []string{
-		"KIND DOMAIN DAY (UTC) COUNT RESULTS STATE REPORT-ID",
-		"dmarc bounced.example 2026-11-23 5 - bounced 06", "r0@bounced.example: bounced: 5.1.1",
-		"dmarc due.example 2026-11-23 2 failed 2 of 2: none 2 due -",
-		"dmarc failed.example 2026-11-23 5 - failed: 1 of 2 recipients 02", "r1@failed.example: failed: no such [31m user",
-		"dmarc later.example 2026-11-23 5 - waiting: until 2026-11-24 07:00 03", "r1@later.example: waiting until 2026-11-24 07:00: busy",
-		"dmarc nobody.example 2026-11-23 5 - failed: nobody is left to get it 08",
-		"dmarc now.example 2026-11-24 2 failed 2 of 2: none 2 recording -",
-		"dmarc optional.example 2026-11-23 3 failed 1 of 1: none 1 no report: optional only -",
-		"dmarc part.example 2026-11-23 00:00-06:00 5 - sent: 2026-11-24 02:00, part 2 of 3 0b",
-		"dmarc sealed.example 2026-11-23 5 failed 2 of 2: none 2 sealed: the next run composes it 05",
-		"dmarc sent.example 2026-11-23 5 - sent: 2026-11-24 02:00 01", "r1@sent.example: suppressed",
-		"tls success.example 2026-11-23 3 failed 0 of 3 no report: no failures, and tls_success_only is false -",
-		"dmarc suppressed.example 2026-11-23 5 - suppressed 07", "r0@suppressed.example: suppressed",
-		"dmarc turn.example 2026-11-23 5 - waiting: for its turn 04",
+		"KIND DOMAIN DAY (UTC) COUNT STATE RESULTS REPORT-ID",
+		"dmarc bounced.example 2026-11-23 5 bounced - 06", "r0@bounced.example: bounced: 5.1.1",
+		"dmarc due.example 2026-11-23 2 due failed 2 of 2: none 2 -",
+		"dmarc failed.example 2026-11-23 5 failed: 1 of 2 recipients - 02", "r1@failed.example: failed: no such [31m user",
+		"dmarc later.example 2026-11-23 5 waiting: until 2026-11-24 07:00 - 03", "r1@later.example: waiting until 2026-11-24 07:00: busy",
+		"dmarc nobody.example 2026-11-23 5 failed: nobody is left to get it - 08",
+		"dmarc now.example 2026-11-24 2 recording failed 2 of 2: none 2 -",
+		"dmarc optional.example 2026-11-23 3 no report: optional only failed 1 of 1: none 1 -",
+		"dmarc part.example 2026-11-23 00:00-06:00 5 sent: 2026-11-24 02:00, part 2 of 3 - 0b",
+		"dmarc refused.example 2026-11-23 5 not agreed - 09", "r0@refused.example: not agreed",
+		"dmarc refused1.example 2026-11-23 5 sent: 2026-11-24 02:00 - 10", "r1@refused1.example: not agreed",
+		"dmarc sealed.example 2026-11-23 5 sealed: the next run composes it failed 2 of 2: none 2 05",
+		"dmarc sent.example 2026-11-23 5 sent: 2026-11-24 02:00 - 01", "r1@sent.example: suppressed",
+		"tls success.example 2026-11-23 3 no report: no failures, and tls_success_only is false failed 0 of 3 -",
+		"dmarc suppressed.example 2026-11-23 5 suppressed - 07", "r0@suppressed.example: suppressed",
+		"dmarc turn.example 2026-11-23 5 waiting: for its turn - 04",
 	}
 	if d := cmp.Diff(want, squeeze(got)); d != "" {
 		t.Error(d)
@@ -188,7 +193,7 @@ func TestListReadsBoundedRows(t *testing.T) {
 		f.groups = append(f.groups, evaluated(ruapost.GroupID(i+1), fmt.Sprintf("d%d.example", i), ruapost.Day(monday), 50_000, 50_000))
 	}
 	got := squeeze(f.list(t, View{}))
-	if f.rows != maxListedRows || !strings.Contains(got[5], " 50000 - due") {
+	if f.rows != maxListedRows || !strings.Contains(got[5], " 50000 due - -") {
 		t.Errorf("read %d rows, last line %q", f.rows, got[5])
 	}
 }
@@ -205,6 +210,35 @@ func TestHistoryLimit(t *testing.T) {
 	}
 }
 
+// What is shown as the time is what the lines are sorted by, not when the report was made.
+func TestHistoryOrder(t *testing.T) {
+	tried := func(hours time.Duration) ruapost.Recipient {
+		return ruapost.Recipient{State: ruapost.RecipientSent, Last: monday.Add(hours * time.Hour)}
+	}
+	f := &fixed{reports: []ruapost.Report{
+		about("6b07061b1bbd1a2810525540287dee94", "z.example", ruapost.ReportDone, tried(9), tried(3)),
+		about("02", "b.example", ruapost.ReportDone, tried(2)),
+		about("03", "a.example", ruapost.ReportDone, tried(2)),
+		about("04", "c.example", ruapost.ReportDone, tried(1)),
+	}}
+	history := func(v View) (recipients []string) {
+		text := printed(t, func(w io.Writer) error { return f.reporter(t).History(t.Context(), w, v) })
+		return regexp.MustCompile(`[a-z0-9]+@\S+ +\S+`).FindAllString(text, -1)
+	}
+	for _, c := range []struct {
+		v    View
+		want []string
+	}{
+		{View{}, []string{"r0@c.example  04", "r0@a.example  03", "r0@b.example  02", "r1@z.example  6b07061b1bbd", "r0@z.example  6b07061b1bbd"}},
+		{View{Limit: 1}, []string{"r1@z.example  6b07061b1bbd", "r0@z.example  6b07061b1bbd"}},
+		{View{ReportID: "6b07061b"}, []string{"r1@z.example  6b07061b1bbd", "r0@z.example  6b07061b1bbd"}},
+	} {
+		if d := cmp.Diff(c.want, history(c.v)); d != "" {
+			t.Errorf("%+v: %s", c.v, d)
+		}
+	}
+}
+
 func TestFindReport(t *testing.T) {
 	const a, b = "6b07061b1bbd1a2810525540287dee94", "6b07061be545443e8d09aafd12bcc606"
 	f := &fixed{reports: []ruapost.Report{about(a, "a.example", ruapost.ReportDone), about(b, "b.example", ruapost.ReportDone)}}
@@ -212,7 +246,7 @@ func TestFindReport(t *testing.T) {
 	if rep, err := r.FindReport(t.Context(), b[:9]); err != nil || rep.ID != b {
 		t.Errorf("%v, %v", rep, err)
 	}
-	if _, err := r.FindReport(t.Context(), a[:8]); err == nil || errors.Is(err, ruapost.ErrNoReport) || !strings.Contains(err.Error(), "give more") {
+	if _, err := r.FindReport(t.Context(), a[:8]); err == nil || errors.Is(err, ruapost.ErrNoReport) || !strings.Contains(err.Error(), "2 reports begin with") {
 		t.Errorf("a beginning that two have: %v", err)
 	}
 	for _, id := range []string{"6b0706f", "6b070", "xyzxyz", a + "0", "", "6B07061b1"} {
@@ -260,7 +294,7 @@ func TestTextfile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ruapost.prom")
 	ended := time.Unix(1795392000, 0)
 	for range 2 { // the second replaces the first
-		if err := WriteTextfile(path, counts, ended, true); err != nil {
+		if err := WriteTextfile(path, counts, 7, ended, true); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -295,12 +329,12 @@ func TestTextfile(t *testing.T) {
 	if d := cmp.Diff(counts, got); d != "" {
 		t.Error(d)
 	}
-	for name, want := range map[string]float64{"last_run_success": 1, "last_run_timestamp_seconds": 1795392000} {
+	for name, want := range map[string]float64{"suppressions": 7, "last_run_success": 1, "last_run_timestamp_seconds": 1795392000} {
 		if got := metrics["ruapost_reporter_"+name].Metric[0].Gauge.GetValue(); got != want {
 			t.Errorf("%s %v", name, got)
 		}
 	}
-	if err := WriteTextfile(filepath.Join(t.TempDir(), "none", "x.prom"), counts, ended, true); err == nil {
+	if err := WriteTextfile(filepath.Join(t.TempDir(), "none", "x.prom"), counts, 7, ended, true); err == nil {
 		t.Error("no error although the folder is missing")
 	}
 }

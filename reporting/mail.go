@@ -70,10 +70,12 @@ func (r *Reporter) encodedSize(rep *ruapost.Report) int64 {
 	return (size + 56) / 57 * 78
 }
 
-// fitsAnybody tells whether any recipient who agreed takes a report of this size.
+// fitsAnybody tells whether any recipient who agreed, or may do so yet, takes a report of
+// this size.
 func (r *Reporter) fitsAnybody(rep *ruapost.Report) bool {
 	return slices.ContainsFunc(rep.Recipients, func(rc ruapost.Recipient) bool {
-		return rc.Accepted && rc.State != ruapost.RecipientSuppressed && !r.isTooLarge(rep, &rc)
+		agrees := rc.Accepted && rc.State != ruapost.RecipientSuppressed || rc.State == ruapost.RecipientWaiting
+		return agrees && !r.isTooLarge(rep, &rc)
 	})
 }
 
@@ -179,7 +181,7 @@ func (run *run) post(ctx context.Context, rep *ruapost.Report, rc *ruapost.Recip
 	}
 	open := func() (io.ReadCloser, error) { return os.Open(file) }
 	err := run.HTTPS.post(ctx, rc.Address, tlsrpt.MediaType, open, rep.Size)
-	if err != nil && !postRefused(err) {
+	if errors.Is(err, context.DeadlineExceeded) {
 		run.mu.Lock()
 		run.silent[domain]++
 		run.mu.Unlock()

@@ -43,7 +43,7 @@ func (r *Reporter) Resend(ctx context.Context, id, address string) error {
 			for i := range rep.Recipients {
 				if rc := &rep.Recipients[i]; again(rc) {
 					rc.State, rc.Attempts, rc.Error = ruapost.RecipientWaiting, 0, ""
-					rc.First, rc.Last, rc.NotBefore = time.Time{}, time.Time{}, time.Time{}
+					rc.First, rc.NotBefore = time.Time{}, time.Time{} // Last counts for the bounds of a day
 				}
 			}
 			rep.State, rep.Sealed, rep.Finished = ruapost.ReportComposed, r.now(), time.Time{}

@@ -116,7 +116,8 @@ func (r *Reporter) recipient(d *dueReport, u ruaURI) (ruapost.Recipient, error) 
 		return rc, errors.New("the host has no dot")
 	case has(r.ExcludedRecipients, rc.Address) || has(r.ExcludedRecipients, host):
 		return rc, errAllExcluded
-	case r.isOwn(rc.Address), registered(host) == registered(r.Domain) && registered(d.domain) != registered(host):
+	case r.isOwn(rc.Address), d.kind == ruapost.KindTLS && registered(d.domain) != registered(host) &&
+		(registered(host) == registered(r.Domain) || registered(host) == registered(mailtouri.Domain(r.From))):
 		// Without anybody's consent, TLS reports could be sent to any mailbox here.
 		return rc, errOwnAddresses
 	}
@@ -179,10 +180,10 @@ type answer struct {
 func (run *run) askRecipients(ctx context.Context, rep *ruapost.Report) (asked bool, without []ruapost.Recipient) {
 	answers := run.ask(ctx, rep)
 	asked = slices.ContainsFunc(answers, func(a answer) bool { return a.asked })
-	if asked && ctx.Err() == nil {
-		without = run.noteAnswers(rep, answers)
+	if !asked || ctx.Err() != nil {
+		return false, nil
 	}
-	return asked, without
+	return true, run.noteAnswers(rep, answers)
 }
 
 // ask asks the recipients that are due, all at once, and returns an answer for each
@@ -197,8 +198,11 @@ func (r *Reporter) ask(ctx context.Context, rep *ruapost.Report) []answer {
 			continue
 		}
 		asking.Go(func() {
-			instead, err := r.accept(ctx, rep.Domain, rc)
-			answers[i] = answer{true, instead, err}
+			answers[i].asked = true
+			answers[i].err = safely(func() (err error) {
+				answers[i].instead, err = r.accept(ctx, rep.Domain, rc)
+				return err
+			})
 		})
 	}
 	asking.Wait()
@@ -220,10 +224,16 @@ func (run *run) noteAnswers(rep *ruapost.Report, answers []answer) (without []ru
 			run.try(&rc)
 			run.putOff(rep, &rc, a.err)
 		case len(a.instead) > 0:
-			added = append(added, a.instead...)
+			for _, other := range a.instead {
+				if rep.State == ruapost.ReportComposed {
+					other.Legacy = rc.Legacy // that form is there
+				}
+				added = append(added, other)
+			}
 			continue
 		default:
 			rc.Accepted, rc.Attempts, rc.First, rc.Last, rc.Error = true, 0, time.Time{}, time.Time{}, ""
+			rc.NotBefore = run.now() // until now it could not be offered
 		}
 		list = append(list, rc)
 		if answers[i].asked && !rc.Accepted {
@@ -231,7 +241,9 @@ func (run *run) noteAnswers(rep *ruapost.Report, answers []answer) (without []ru
 		}
 	}
 	for _, rc := range added {
-		run.suppress(rep.Domain, &rc, run.suppressed)
+		if run.suppress(rep.Domain, &rc, run.suppressed) && rep.State == ruapost.ReportComposed {
+			without = append(without, rc)
+		}
 		list = run.addRecipient(list, rc)
 	}
 	if len(list) == 0 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	mdns "github.com/miekg/dns"
 
 	"ruapost"
 	"ruapost/dmarc"
@@ -148,18 +151,16 @@ func TestBounceBeforeTheNote(t *testing.T) {
 	r := newBounceRig(t)
 	r.record("example.com", 1)
 	other := &Reporter{Store: r.store, From: r.From, BounceMaildir: r.BounceMaildir, BounceDelimiter: r.BounceDelimiter, Now: r.Now}
-	var once sync.Once
 	r.Store = &hooked{Store: r.store, update: func() {
-		once.Do(func() {
-			for _, m := range r.taken() {
-				words := strings.Fields(m.args)
-				if words[len(words)-1] == "dead@example.com" {
-					if err := other.Bounce(context.Background(), strings.NewReader(dsn(words[2], "dead@example.com", "failed"))); err != nil {
-						t.Error(err)
-					}
-				}
+		for _, m := range r.taken() {
+			words := strings.Fields(m.args)
+			if words[len(words)-1] != "dead@example.com" {
+				continue
 			}
-		})
+			if err := other.Bounce(context.Background(), strings.NewReader(dsn(words[2], "dead@example.com", "failed"))); err != nil {
+				t.Error(err)
+			}
+		}
 	}}
 	r.send()
 	for _, rc := range r.report().Recipients {
@@ -486,4 +487,315 @@ func TestNotedAtOnce(t *testing.T) {
 		})
 	}}
 	r.send()
+}
+
+// Who has agreed to reports gets them, also in the domain that reports come from.
+func TestReportsOfCustomersToOurselves(t *testing.T) {
+	r := newRig(t)
+	r.dns.Add(`_dmarc.customer.example. 300 IN TXT "v=DMARC1; p=none; rua=mailto:dmarc@reporter.example"
+		customer.example._report._dmarc.reporter.example. 300 IN TXT "v=DMARC1"`)
+	r.record("customer.example", 1)
+	r.send()
+	if n := len(r.taken()); n != 1 {
+		t.Errorf("%d mails; %v", n, r.counted())
+	}
+}
+
+func TestHeldBackComesToAnEnd(t *testing.T) {
+	r := newRig(t)
+	r.MaxPerRun = 1
+	for i := range 12 {
+		d := fmt.Sprintf("d%d.example", i)
+		r.dns.Add(fmt.Sprintf(`_dmarc.%s. 300 IN TXT "v=DMARC1; p=none; rua=mailto:r@%[1]s"`, d))
+		r.record(d, 1)
+	}
+	r.send()
+	r.clock = r.clock.Add(keep + time.Hour)
+	r.Send(t.Context(), Selection{})
+	w := 0
+	all, _ := r.reports()
+	for _, rep := range all {
+		if rep.Recipients[0].State == ruapost.RecipientWaiting {
+			w++
+		}
+	}
+	if w > 0 {
+		t.Errorf("%d reports older than keep wait on; %v", w, r.counted())
+	}
+}
+
+// What answers is not silent: others at the same host are tried.
+func TestFailingPostsHoldNobodyUp(t *testing.T) {
+	r := newRig(t)
+	var mu sync.Mutex
+	posted := map[string]int{}
+	d := newDestination(t, "127.0.0.1:0", nil, func(w http.ResponseWriter, req *http.Request) {
+		mu.Lock()
+		posted[req.URL.Path]++
+		mu.Unlock()
+		if strings.HasPrefix(req.URL.Path, "/bad") {
+			w.WriteHeader(503) // it answers at once
+			return
+		}
+		w.WriteHeader(200)
+	})
+	r.HTTPS = d.Poster
+	base := strings.TrimSuffix(d.url, "/")
+	if i := strings.Index(base[8:], "/"); i >= 0 {
+		base = base[:8+i]
+	}
+	r.MaxPerDestination = 0
+	for i := range 60 {
+		dom := fmt.Sprintf("a%d.evil.example", i)
+		r.dns.Add(`_smtp._tls.` + dom + `. 300 IN TXT "v=TLSRPTv1; rua=` + base + fmt.Sprintf("/bad%d", i) + `"`)
+		r.recordSession(dom)
+	}
+	for i := range 5 {
+		dom := fmt.Sprintf("honest%d.example", i)
+		r.dns.Add(`_smtp._tls.` + dom + `. 300 IN TXT "v=TLSRPTv1; rua=` + base + `/` + dom + `"`)
+		r.recordSession(dom)
+	}
+	for range 30 {
+		r.Send(t.Context(), Selection{})
+		r.clock = r.clock.Add(time.Hour)
+	}
+	all, _ := r.reports()
+	for _, rep := range all {
+		if strings.HasPrefix(rep.Domain, "honest") {
+			rc := rep.Recipients[0]
+			if rc.State != ruapost.RecipientSent {
+				t.Errorf("%s: posted %d times; %s after %d attempts: %s", rep.Domain, posted["/"+rep.Domain], rc.State, rc.Attempts, rc.Error)
+			}
+		}
+	}
+}
+
+func TestOverrideAfterComposing(t *testing.T) {
+	r := newRig(t)
+	r.Legacy = names{"old@third.example"}
+	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=none; rua=mailto:a@third.example"`)
+	r.dns.SetRcode("example.com._report._dmarc.third.example", mdns.RcodeServerFailure)
+	r.record("example.com", 1)
+	r.send()
+	r.dns.SetRcode("example.com._report._dmarc.third.example", mdns.RcodeSuccess)
+	r.dns.Add(`example.com._report._dmarc.third.example. 300 IN TXT "v=DMARC1; rua=mailto:old@third.example"`)
+	r.freshResolver()
+	r.clock = r.clock.Add(time.Hour)
+	r.Send(t.Context(), Selection{})
+	if n := len(r.taken()); n != 1 {
+		t.Errorf("%d mails; %q", n, r.states())
+	}
+}
+
+func TestBounceBeforeTheNoteIsCounted(t *testing.T) {
+	r := newBounceRig(t)
+	r.record("example.com", 1)
+	other := &Reporter{Store: r.store, From: r.From, BounceMaildir: r.BounceMaildir, BounceDelimiter: r.BounceDelimiter, Now: r.Now}
+	done := map[string]bool{}
+	var mu sync.Mutex
+	r.Store = &hooked{Store: r.store, update: func() {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, m := range r.taken() {
+			words := strings.Fields(m.args)
+			if to := words[len(words)-1]; !done[to] {
+				done[to] = true
+				if err := other.Bounce(context.Background(), strings.NewReader(dsn(words[2], to, "failed"))); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	}}
+	r.send()
+	for _, rc := range r.report().Recipients {
+		if rc.Last.IsZero() || rc.Attempts == 0 {
+			t.Errorf("%s %s: last %s, %d attempts", rc.Address, rc.State, rc.Last, rc.Attempts)
+		}
+	}
+	run, _ := r.newRun(t.Context(), Selection{})
+	run.scan(t.Context())
+	if run.sentToday != 2 {
+		t.Errorf("sent today: %d of 2", run.sentToday)
+	}
+}
+
+func TestSuppressedForGoodWhileTheClockWasAhead(t *testing.T) {
+	r := newBounceRig(t)
+	now := r.clock
+	r.clock = now.Add(30 * 24 * time.Hour)
+	r.Suppress(t.Context(), "dead@example.com", time.Time{}, "never")
+	r.clock = now
+	r.record("example.com", 1)
+	s := r.senders()
+	if s["dead@example.com"] != "" {
+		t.Errorf("mailed although suppressed for good")
+		r.bounce(dsn(s["dead@example.com"], "dead@example.com", "failed"))
+	}
+	list, _ := r.store.Suppressions(t.Context())
+	if len(list) != 1 || !list[0].Until.IsZero() {
+		t.Errorf("%+v", list)
+	}
+}
+
+// RFC 8460 7 asks for nobody's consent.
+func TestTLSReportsOfOthersToOurselves(t *testing.T) {
+	r := newRig(t)
+	r.From = "reports@operator.example"
+	r.dns.Add(`_smtp._tls.evil.example. 300 IN TXT "v=TLSRPTv1; rua=mailto:all-staff@operator.example"`)
+	r.recordSession("evil.example")
+	r.Send(t.Context(), Selection{})
+	if m, _ := filepath.Glob(filepath.Join(r.mails, "*.mail")); len(m) > 0 {
+		t.Errorf("%d mails to the domain reports come from", len(m))
+	}
+}
+
+func TestSuppressedOverrideIsCounted(t *testing.T) {
+	r := newRig(t)
+	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=none; rua=mailto:a@third.example"`)
+	r.dns.SetRcode("example.com._report._dmarc.third.example", mdns.RcodeServerFailure)
+	r.record("example.com", 1)
+	r.send()
+	r.dns.SetRcode("example.com._report._dmarc.third.example", mdns.RcodeSuccess)
+	r.dns.Add(`example.com._report._dmarc.third.example. 300 IN TXT "v=DMARC1; rua=mailto:old@third.example"`)
+	r.freshResolver()
+	r.Suppress(t.Context(), "old@third.example", time.Time{}, "")
+	r.clock = r.clock.Add(time.Hour)
+	r.Send(t.Context(), Selection{})
+	if r.counted()["suppressed"] != 1 {
+		t.Errorf("%v %q", r.counted(), r.states())
+	}
+}
+
+func TestBouncesAboutTheMail(t *testing.T) {
+	r := newBounceRig(t)
+	r.record("example.com", 1)
+	live := r.senders()["live@example.com"]
+	for _, st := range []string{"5.2.3", "5.1.8"} {
+		r.bounce(strings.ReplaceAll(dsn(live, "live@example.com", "failed"), "5.1.1", st))
+		if s := r.suppressed(); !strings.Contains(s[0], " about ") {
+			t.Errorf("%s suppresses the address for all domains: %v", st, s)
+		}
+		if _, err := r.Unsuppress(t.Context(), "live@example.com about example.com"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestActiveSuppressionIsNotCleared(t *testing.T) {
+	r := one(t, "example.com")
+	r.send()
+	rep := r.report()
+	rep.Recipients[0].Last = r.clock.Add(30 * 24 * time.Hour) // sent while the clock was ahead
+	r.store.PutReports(t.Context(), rep)
+	r.clock = r.clock.Add(keep - time.Hour)
+	r.strike(t.Context(), "a@example.com", "x", r.clock) // a later report came back
+	r.clock = r.clock.Add(time.Hour)
+	r.send()
+	if len(r.suppressed()) != 1 {
+		t.Errorf("active suppression was cleared")
+	}
+}
+
+func TestResendAndTheBoundOfADay(t *testing.T) {
+	r := one(t, "example.com")
+	r.MaxPerDay = 1
+	r.send()
+	r.Resend(t.Context(), r.report().ID, "")
+	r.send()
+	if n := len(r.taken()); n > 1 {
+		t.Errorf("%d mails today with max_reports_per_day = 1", n)
+	}
+}
+
+func TestProgressIsOneAtATime(t *testing.T) {
+	r := newRig(t)
+	d := newDestination(t, "127.0.0.1:0", nil, func(w http.ResponseWriter, req *http.Request) {})
+	r.HTTPS = d.Poster
+	for i := range 30 {
+		dom := fmt.Sprintf("a%d.example", i)
+		r.dns.Add(`_smtp._tls.` + dom + `. 300 IN TXT "v=TLSRPTv1; rua=mailto:a@` + dom + `,` + d.url + `"`)
+		r.recordSession(dom)
+	}
+	r.Spread = time.Second
+	in := 0
+	r.Progress = func(what string, done, all int) {
+		in++
+		in--
+	}
+	r.Send(t.Context(), Selection{})
+}
+
+func TestConsentOnTheLastDay(t *testing.T) {
+	r := newRig(t)
+	r.Keep = 24 * time.Hour
+	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=none; rua=mailto:a@third.example"`)
+	r.dns.SetRcode("example.com._report._dmarc.third.example", mdns.RcodeServerFailure)
+	r.record("example.com", 1)
+	for range 24 {
+		r.Send(t.Context(), Selection{})
+		r.clock = r.clock.Add(time.Hour)
+	}
+	r.dns.SetRcode("example.com._report._dmarc.third.example", mdns.RcodeSuccess)
+	r.dns.Add(`example.com._report._dmarc.third.example. 300 IN TXT "v=DMARC1"`)
+	r.freshResolver()
+	r.Send(t.Context(), Selection{})
+	if n := len(r.taken()); n != 1 {
+		t.Errorf("%d mails %q", n, r.states())
+	}
+}
+
+func TestUnknownUserInABatch(t *testing.T) {
+	r := newRig(t)
+	for i := range 40 {
+		d := fmt.Sprintf("d%d.example", i)
+		r.dns.Add(`_dmarc.` + d + `. 300 IN TXT "v=DMARC1; p=none; rua=mailto:dead@hub.example"
+			` + d + `._report._dmarc.hub.example. 300 IN TXT "v=DMARC1"`)
+		r.record(d, 1)
+	}
+	r.sendmailSays("dead@hub.example", "67")
+	r.send()
+	all, _ := r.reports()
+	n := 0
+	for _, rep := range all {
+		n += rep.Recipients[0].Attempts
+	}
+	if n > 8 {
+		t.Errorf("%d attempts", n)
+	}
+}
+
+func TestTooLargeForAllButOneNotAsked(t *testing.T) {
+	r := newRig(t)
+	r.Legacy = names{"example.com"}
+	r.dns.Add(`_dmarc.example.com. 300 IN TXT "v=DMARC1; p=none; rua=mailto:a@example.com!1,mailto:b@third.example"`)
+	r.dns.SetRcode("example.com._report._dmarc.third.example", mdns.RcodeServerFailure)
+	r.record("example.com", 3)
+	r.send()
+	m, _ := filepath.Glob(filepath.Join(r.mails, "*.mail"))
+	if len(m) != 0 {
+		t.Errorf("%d: told that the report is too large for all, b is not known yet", len(m))
+	}
+}
+
+// panicRows panics while rows are read.
+type panicRows struct{ Store }
+
+func (s panicRows) Rows(ctx context.Context, id ruapost.GroupID) iter.Seq2[ruapost.Row, error] {
+	return func(yield func(ruapost.Row, error) bool) {
+		for row, err := range s.Store.Rows(ctx, id) {
+			if !yield(row, err) {
+				return
+			}
+		}
+		panic("rows")
+	}
+}
+
+// A panic is a fault with one report, wherever it comes from.
+func TestPanic(t *testing.T) {
+	r := one(t, "example.com")
+	r.Store = panicRows{r.store}
+	if err := r.Send(t.Context(), Selection{}); err == nil || !strings.Contains(err.Error(), "panic: rows") {
+		t.Errorf("%v", err)
+	}
 }

@@ -43,13 +43,17 @@ func (r *Reporter) DryRun(ctx context.Context, w io.Writer, what Selection) erro
 			return err
 		}
 	}
+	about := ""
+	if what.Domain != "" {
+		about = " about " + what.Domain
+	}
 	switch {
 	case found || len(due) > 0:
 		return nil
 	case what.Open:
-		_, err = fmt.Fprintln(w, "Nothing is due, and nothing is recorded.")
+		_, err = fmt.Fprintf(w, "Nothing is due%s, and nothing is recorded.\n", about)
 	default:
-		_, err = fmt.Fprintln(w, "Nothing is due: nothing is recorded of a time that is over. For the current day, too: send --now --dry-run")
+		_, err = fmt.Fprintf(w, "Nothing is due%s: nothing is recorded of a time that is over. For the current day, too: send --now --dry-run\n", about)
 	}
 	return err
 }
@@ -94,16 +98,18 @@ func (r *Reporter) dryReport(ctx context.Context, d *dueReport, suppressed suppr
 		fmt.Fprintf(&b, "would wait: %s\n", ruapost.Clean(err.Error(), maxCell))
 		return b.String()
 	}
-	b.WriteString("would be sent\n")
+	var lines strings.Builder
+	to := "would be sent to nobody"
 	line := func(rc *ruapost.Recipient, err error) {
 		address := ruapost.Clean(rc.Address, maxCell)
 		switch {
 		case err != nil:
-			fmt.Fprintf(&b, "    not to %s: %s\n", address, ruapost.Clean(err.Error(), maxCell))
+			fmt.Fprintf(&lines, "    not to %s: %s\n", address, ruapost.Clean(err.Error(), maxCell))
 		case rc.State == ruapost.RecipientSuppressed:
-			fmt.Fprintf(&b, "    not to %s: %s\n", address, rc.Error)
+			fmt.Fprintf(&lines, "    not to %s: %s\n", address, rc.Error)
 		default:
-			fmt.Fprintf(&b, "    to %s\n", address)
+			to = "would be sent"
+			fmt.Fprintf(&lines, "    to %s\n", address)
 		}
 	}
 	rep := &ruapost.Report{Kind: d.kind, Domain: d.domain, Recipients: recipients}
@@ -116,5 +122,5 @@ func (r *Reporter) dryReport(ctx context.Context, d *dueReport, suppressed suppr
 			line(&rc, nil)
 		}
 	}
-	return b.String()
+	return b.String() + to + "\n" + lines.String()
 }

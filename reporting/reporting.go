@@ -161,7 +161,7 @@ type Reporter struct {
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 	// Progress, unless nil, is called now and then with how much of a run is done. It
-	// is not called by two at a time.
+	// may be called by two at a time: mails and posts go out side by side.
 	Progress func(what string, done, all int)
 
 	locked   *os.File  // the outbox's lock, during Send
@@ -203,6 +203,9 @@ func (r *Reporter) Send(ctx context.Context, what Selection) error {
 	if err != nil {
 		return err
 	}
+	var cancel context.CancelFunc
+	run.lookups, cancel = context.WithTimeout(ctx, lookupsTimeout)
+	defer cancel()
 	open, over, err := run.scan(ctx)
 	if err != nil {
 		return err

@@ -21,7 +21,10 @@ import (
 // run is one Send.
 type run struct {
 	*Reporter
-	what       Selection
+	what Selection
+	// lookups ends when lookupsTimeout is over: what is not looked up then is left for the
+	// next run.
+	lookups    context.Context
 	secret     []byte // of the tokens in envelope senders
 	suppressed suppressions
 	covered    coverage // by reports of earlier runs
@@ -29,15 +32,18 @@ type run struct {
 	// unasked counts what they sent to domains that need not agree, see offer.
 	unasked map[string]int
 
+	progressing sync.Mutex
+
 	mu     sync.Mutex
 	offers []offer // what there is to send
 	counts map[string]uint64
 	noted  map[string]*sync.Once // domains that RecordReported was told of
+	struck map[string]bool       // addresses that sendmail knows nobody at
 	silent map[string]int        // posts that came to nothing, by registered domain
 }
 
 func (r *Reporter) newRun(ctx context.Context, what Selection) (*run, error) {
-	run := &run{Reporter: r, what: what, covered: coverage{}, unasked: map[string]int{}, counts: map[string]uint64{}, noted: map[string]*sync.Once{}, silent: map[string]int{}}
+	run := &run{Reporter: r, what: what, covered: coverage{}, unasked: map[string]int{}, counts: map[string]uint64{}, noted: map[string]*sync.Once{}, silent: map[string]int{}, struck: map[string]bool{}}
 	var err error
 	if run.suppressed, err = r.suppressions(ctx); err != nil {
 		return nil, err
@@ -121,6 +127,8 @@ func counted[T any](run *run, what string, items []T) iter.Seq[T] {
 
 func (run *run) progress(what string, done, all int) {
 	if run.Progress != nil {
+		run.progressing.Lock()
+		defer run.progressing.Unlock()
 		run.Progress(what, done, all)
 	}
 }
@@ -130,7 +138,8 @@ func (run *run) countSent(rep *ruapost.Report) {
 	now := run.now()
 	today := ruapost.Day(now).Start
 	for _, rc := range rep.Recipients {
-		sent := rc.State == ruapost.RecipientSent || rc.State == ruapost.RecipientBounced
+		sent := rc.State == ruapost.RecipientSent || rc.State == ruapost.RecipientBounced ||
+			rc.State == ruapost.RecipientWaiting && rc.Attempts == 0 // it is to be sent again
 		if !sent || rc.Last.Before(today) || rc.Last.After(now) { // later: the clock was ahead
 			continue
 		}
@@ -157,7 +166,7 @@ func (run *run) resume(ctx context.Context, id string, found chan<- *preparation
 			return err
 		}
 	}
-	asked, without := run.askRecipients(ctx, rep)
+	asked, without := run.askRecipients(run.lookups, rep)
 	if ctx.Err() == nil {
 		found <- &preparation{rep: rep, asked: asked, without: without}
 	}
@@ -214,12 +223,10 @@ func (run *run) fresh(ctx context.Context) error {
 	}
 	mathrand.Shuffle(len(due), func(i, j int) { due[i], due[j] = due[j], due[i] })
 	return run.prepareAll(ctx, func(ctx context.Context, found chan<- *preparation) error {
-		limited, cancel := context.WithTimeout(ctx, lookupsTimeout)
-		defer cancel()
-		err := each(limited, preparing, counted(run, "reports", due), func(ctx context.Context, d dueReport) error {
+		err := each(run.lookups, preparing, counted(run, "reports", due), func(ctx context.Context, d dueReport) error {
 			return run.begin(ctx, &d, found)
 		})
-		if limited.Err() != nil && ctx.Err() == nil {
+		if run.lookups.Err() != nil && ctx.Err() == nil {
 			slog.Warn("the DNS is slow: some reports are left for the next run", "after", lookupsTimeout)
 		}
 		return err

@@ -43,21 +43,24 @@ func (r *Reporter) FindReport(ctx context.Context, id string) (*ruapost.Report, 
 		return r.Store.Report(ctx, id)
 	}
 	var found *ruapost.Report
+	n := 0
 	for rep, err := range r.Store.Reports(ctx) {
 		switch {
 		case err != nil:
 			return nil, err
 		case !strings.HasPrefix(rep.ID, id):
 			continue
-		case found != nil:
-			return nil, fmt.Errorf("%s and %s begin with %s: give more of the report ID", found.ID, rep.ID, id)
 		}
 		found = &rep
+		n++
 	}
-	if found == nil {
+	switch n {
+	case 0:
 		return nil, fmt.Errorf("%w: none begins with %s", ruapost.ErrNoReport, id)
+	case 1:
+		return found, nil
 	}
-	return found, nil
+	return nil, fmt.Errorf("%d reports begin with %s: give more of the report ID; list -json and history -json have all of it", n, id)
 }
 
 // Contents says how reports are shown.

@@ -105,6 +105,10 @@ func (r *Reporter) suppress(domain string, rc *ruapost.Recipient, all suppressio
 func (r *Reporter) strike(ctx context.Context, pattern, reason string, sent time.Time) error {
 	now := r.now()
 	err := r.Store.UpdateSuppression(ctx, pattern, func(s *ruapost.Suppression) bool {
+		if s.Bounces == 0 && s.Since.After(now) {
+			s.Since = now
+			return true
+		}
 		known := !s.Since.IsZero() && !s.Since.After(now)    // else the clock was ahead
 		if known && (s.Active(now) || s.Since.After(sent)) { // one fault, told several times
 			return true
@@ -126,7 +130,7 @@ func (r *Reporter) strike(ctx context.Context, pattern, reason string, sent time
 // was sent to rc after that did not.
 func (run *run) clear(ctx context.Context, domain string, rc *ruapost.Recipient) error {
 	works := func(s *ruapost.Suppression) bool {
-		return s.Bounces > 0 && !s.Until.IsZero() && rc.Last.After(s.Until)
+		return s.Bounces > 0 && !s.Until.IsZero() && !s.Active(run.now()) && rc.Last.After(s.Until)
 	}
 	if rc.State != ruapost.RecipientSent {
 		return nil

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
 	"time"
 
@@ -57,18 +56,35 @@ func (r *Reporter) ListSuppressions(ctx context.Context, w io.Writer, asJSON boo
 		return err
 	}
 	var t table
-	t.add("PATTERN", "SINCE", "UNTIL", "ACTIVE", "BOUNCES", "REASON")
+	t.add("PATTERN", "SINCE", "UNTIL", "ACTIVE", "BY", "REASON")
 	for _, s := range list {
-		until, active := "for good", "yes"
+		until, active, by := "for good", "yes", "a person"
 		if !s.Until.IsZero() {
 			until = at(s.Until)
 		}
 		if !s.Active(r.now()) {
 			active = "no"
 		}
-		t.add(s.Pattern, at(s.Since), until, active, strconv.Itoa(s.Bounces), s.Reason)
+		switch {
+		case s.Bounces == 1:
+			by = "a bounce"
+		case s.Bounces > 1:
+			by = fmt.Sprintf("%d bounces", s.Bounces)
+		}
+		t.add(s.Pattern, at(s.Since), until, active, by, s.Reason)
 	}
 	return t.write(w)
+}
+
+// Suppressed returns how many suppressions are in force.
+func (r *Reporter) Suppressed(ctx context.Context) (n int, err error) {
+	list, err := r.Store.Suppressions(ctx)
+	for _, s := range list {
+		if s.Active(r.now()) {
+			n++
+		}
+	}
+	return n, err
 }
 
 // at is a time for a terminal.

@@ -7,11 +7,11 @@ const program = "ruapost-reporter"
 // usage fits a screen together with what daemon.Command prints about the flags.
 const usage = `[COMMAND]
 
-  send [--now] [--domain D] [--dry-run]  send the reports that are due (default)
-  list [-json] [-n N] [DOMAIN]           what is recorded, waiting and sent
+  send [--now] [--domain D] [--dry-run]  send the reports that are due
+  list [-json] [DOMAIN|REPORT-ID]        what is recorded, waiting and sent
   show [-mail] [-json] REPORT-ID|DOMAIN  reports as their receivers see them
   preview DOMAIN                         the reports that it would get now
-  history [-json] [-n N] [DOMAIN]        what became of reports, newest last
+  history [-json] [DOMAIN|REPORT-ID]     what became of reports, newest last
   resend REPORT-ID [ADDRESS]             send a report once more, unchanged
   forget DOMAIN                          delete what is recorded about a domain
   suppress list|add|remove               who gets no reports; see suppress -help
@@ -24,30 +24,35 @@ Example: ruapost-reporter show example.com; COMMAND -help says more.`
 
 // help is what COMMAND -help says.
 var help = map[string]struct{ syntax, text string }{
-	"send": {"send [--now] [--domain D] [--dry-run]", `Send the reports of all days, or hours, that are over, and those that wait for another try.
-The timer does so every hour; without a command this is what is done.
+	"send": {"send [--now] [--no-spread] [--domain D] [--dry-run]", `Send the reports of all days, or hours, that are over, and those that wait for another try.
+The timer does so every hour. They are spread over the time that reporter.spread says, so a
+run takes up to 45 minutes; one that is stopped loses nothing.
 
-  --now       also report what is not over yet, and do not spread the mails over time
-  --domain D  only reports about the domain D
-  --dry-run   say what would be sent and to whom, after asking the DNS; send nothing`},
-	"list": {"list [-json] [-n N] [DOMAIN]", `List what is recorded, what waits to be sent, and the reports that were done in the last
-day. "sent" is what sendmail, or an https destination, has taken.
+  --no-spread  send all at once
+  --now        also report what is not over yet; all at once
+  --domain D   only reports about the domain D; all at once
+  --dry-run    say what would be sent and to whom, after asking the DNS; send nothing`},
+	"list": {"list [-json] [-n N] [DOMAIN|REPORT-ID]", `List what is recorded, what waits to be sent, and the reports that were done in the last
+day. "sent" is what sendmail, or an https destination, has taken. "not agreed" is up to the
+destination: it does not take reports about the domain.
 
   -n N   at most so many, 200 by default, those that need an eye first; 0 lists all
   -json  one JSON object: reports, left_out, counters`},
-	"show": {"show [-mail] [-json] REPORT-ID|DOMAIN", `Show a report, or all reports about a domain, as their receivers see them. The first six
-digits of a REPORT-ID are enough if it is the only one that begins with them.
+	"show": {"show [-mail] [-json] REPORT-ID|DOMAIN", `Show a report, or all reports about a domain, as their receivers see them. The first ten
+digits of a REPORT-ID are mostly enough: the first eight are the time it was made.
 
   -mail  also the mails that wait in the outbox
   -json  a JSON object for each report`},
 	"preview": {"preview DOMAIN", "Show what is recorded about a domain as the reports that would be sent of it now."},
-	"history": {"history [-json] [-n N] [DOMAIN]", `List what became of the reports that were made, recipient by recipient, newest last.
+	"history": {"history [-json] [-n N] [DOMAIN|REPORT-ID]", `List what became of the reports that were made, recipient by recipient, by the time of the
+last try, newest last.
 Reports that are done are kept for as long as reporter.keep says.
 
   -n N   at most so many reports, 200 by default; 0 lists all
   -json  a JSON object for each report`},
 	"resend": {"resend REPORT-ID [ADDRESS]", `Have a report sent once more, with the same identifier and content: to all who were to get
-it and are not suppressed, or to one ADDRESS of them. It goes out with the next run.`},
+it and are not suppressed, or to one ADDRESS of them. It goes out with the next run, or at
+once with "send --domain D".`},
 	"forget": {"forget DOMAIN", `Delete what is recorded about a domain and the reports about it, also those that wait to be
 sent. Nobody is asked, and nothing brings it back.`},
 	"suppress": {"suppress list [-json] | add [-for TIME] [-reason TEXT] PATTERN | remove PATTERN", `Have nothing sent to a mail address, a domain with all its addresses and URLs, or "*." and a
@@ -60,7 +65,7 @@ you if reporter.bounce_maildir is set.
 	"bounce": {"bounce [ADDRESS...]", `Take a mail that has come to the envelope sender of a report from standard input: Postfix runs
 this for the addresses that reporter.bounce_maildir is about. ADDRESS is what the mail has come
 to. If it says that a report was not delivered, its recipient is suppressed for some time. It is
-filed in the Maildir whatever it says. Nothing is printed if all is well.
+filed in the Maildir whatever it says. What is printed is who was suppressed, for Postfix's log.
 
 The exit status is 75 (EX_TEMPFAIL) if the mail is to come again: the store or the Maildir cannot
 be used, or reporter.bounce_maildir is not set. Postfix then keeps it in its queue.`},

@@ -32,17 +32,19 @@ type action func(ctx context.Context, t *tools) error
 
 func run(ctx context.Context, cfg *config.Config, args []string) error {
 	if len(args) == 0 {
-		args = []string{"send"}
+		return fmt.Errorf("%w: no command", daemon.ErrUsage)
 	}
 	act, err := command(args)
-	if errors.Is(err, flag.ErrHelp) {
+	switch {
+	case errors.Is(err, flag.ErrHelp):
 		printHelp(args[0])
 		return nil
-	}
-	if err != nil {
+	case err != nil && help[args[0]].syntax != "":
+		return fmt.Errorf("%w\nsee: %s %s -help", err, program, args[0])
+	case err != nil:
 		return err
 	}
-	return act(ctx, &tools{cfg: cfg})
+	return advised(cfg, args, act(ctx, &tools{cfg: cfg}))
 }
 
 // command returns what the arguments ask for. The error wraps daemon.ErrUsage, or

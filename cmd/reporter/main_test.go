@@ -2,7 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -10,6 +14,31 @@ import (
 	"ruapost/config"
 	"ruapost/reporting"
 )
+
+// A run that systemd stops is no fault that anybody must look at.
+func TestStopIsNoFault(t *testing.T) {
+	for _, c := range []struct {
+		fault error
+		want  string
+	}{
+		{errors.Join(fmt.Errorf("reports: %w", context.Canceled), context.Canceled), "ruapost_reporter_last_run_success 1\n"},
+		{errors.Join(errors.New("the disk is full"), context.Canceled), "ruapost_reporter_last_run_success 0\n"},
+	} {
+		dir := t.TempDir()
+		store, err := bboltstore.Open(filepath.Join(dir, "db"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer store.Close()
+		cfg := config.Default()
+		cfg.Reporter.Textfile = filepath.Join(dir, "prom")
+		err = (&tools{cfg, store, &reporting.Reporter{Store: store}}).ended(t.Context(), nil, c.fault)
+		text, errRead := os.ReadFile(cfg.Reporter.Textfile)
+		if err != nil || errRead != nil || !strings.Contains(string(text), c.want) {
+			t.Errorf("%v: %v, %v, want %q in\n%s", c.fault, err, errRead, c.want, text)
+		}
+	}
+}
 
 // What could not be sent must not keep the store from being tidied up: it would grow for
 // as long as one report fails.

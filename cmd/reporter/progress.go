@@ -6,11 +6,14 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ruapost/reporting"
 )
 
 // progressInterval is how often the line is rewritten.
@@ -21,34 +24,94 @@ func isTerminal(f *os.File) bool {
 	return err == nil
 }
 
-// progress is a line on a terminal that says how far a run has come. It makes way for the
-// log.
-type progress struct {
-	now func() time.Time
+// progressWidth is how long the line may be: one that is wrapped cannot be erased.
+const progressWidth = 79
 
-	mu    sync.Mutex
-	w     io.Writer
-	line  string // what stands there now
-	wrote time.Time
-	log   slog.Handler // what the log was before
+// progress is a line on a terminal that says how far a run has come, and what it waits for.
+// It makes way for the log.
+type progress struct {
+	now    func() time.Time
+	spread time.Duration // see reporting.Reporter
+
+	mu     sync.Mutex
+	w      io.Writer
+	phases []phase // what the run is at: one, or mails and posts
+	line   string  // what stands there now
+	wrote  time.Time
+	log    slog.Handler // what the log was before
 }
 
-// showProgress begins a line on w, where the log goes, too.
-func showProgress(w io.Writer) *progress {
-	p := &progress{now: time.Now, w: w, log: slog.Default().Handler()}
+type phase struct {
+	what      string
+	done, all int
+	began     time.Time
+}
+
+// showProgress begins a line on w, where the log goes, too, about a run that spreads what it
+// sends over a time.
+func showProgress(w io.Writer, spread time.Duration) *progress {
+	p := &progress{now: time.Now, spread: spread, w: w, log: slog.Default().Handler()}
 	slog.SetDefault(slog.New(aside{p.log, p}))
 	return p
 }
 
+// show may be called by several at a time.
 func (p *progress) show(what string, done, all int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if now := p.now(); now.Sub(p.wrote) >= progressInterval {
+	p.note(what, done, all)
+	text, waits := p.text()
+	if now := p.now(); waits || now.Sub(p.wrote) >= progressInterval {
 		p.wrote = now
 		p.erase()
-		p.line = fmt.Sprintf("%s: %d of %d", what, done, all)
-		fmt.Fprint(p.w, p.line)
+		p.draw(text)
 	}
+}
+
+func (p *progress) note(what string, done, all int) {
+	p.phases = slices.DeleteFunc(p.phases, func(ph phase) bool { return ph.what != what && !(offers(ph.what) && offers(what)) })
+	i := slices.IndexFunc(p.phases, func(ph phase) bool { return ph.what == what })
+	if i < 0 {
+		i = len(p.phases)
+		p.phases = append(p.phases, phase{what: what, began: p.now()})
+	}
+	p.phases[i].done, p.phases[i].all = done, all
+}
+
+// text returns what the line is to say, and whether the run waits.
+func (p *progress) text() (text string, waits bool) {
+	var parts []string
+	for _, ph := range p.phases {
+		part := fmt.Sprintf("%s: %d of %d", ph.what, ph.done, ph.all)
+		if next := ph.next(p.spread); next.Sub(p.now()) > time.Second {
+			part += next.Format(", the next at 15:04")
+			waits = true
+		}
+		parts = append(parts, part)
+	}
+	text = strings.Join(parts, "; ")
+	if all := text + "; send --no-spread does not wait"; waits && len(all) <= progressWidth {
+		text = all
+	}
+	return text[:min(len(text), progressWidth)], waits
+}
+
+// offers tells whether reports leave in a phase, which are spread over time; mails and posts
+// do so side by side.
+func offers(what string) bool { return what == "sending" || what == "posting" }
+
+// next is when the next report leaves.
+func (ph *phase) next(spread time.Duration) time.Time {
+	if !offers(ph.what) || ph.all == 0 {
+		return ph.began
+	}
+	return ph.began.Add(time.Duration(ph.done) * min(spread/time.Duration(ph.all), reporting.MaxGap))
+}
+
+// draw is to be called with p.mu held.
+func (p *progress) draw(text string) {
+	p.line = text
+	fmt.Fprint(p.w, text)
 }
 
 // erase is to be called with p.mu held.
@@ -67,7 +130,7 @@ func (p *progress) end() {
 	slog.SetDefault(slog.New(p.log))
 }
 
-// aside is a log that erases the progress line first.
+// aside is a log that writes above the progress line.
 type aside struct {
 	slog.Handler
 	p *progress
@@ -76,7 +139,9 @@ type aside struct {
 func (a aside) Handle(ctx context.Context, record slog.Record) error {
 	a.p.mu.Lock()
 	defer a.p.mu.Unlock()
+	line := a.p.line
 	a.p.erase()
+	defer a.p.draw(line)
 	return a.Handler.Handle(ctx, record)
 }
 

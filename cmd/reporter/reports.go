@@ -28,9 +28,14 @@ func viewOf(name string, args []string) (v reporting.View, err error) {
 	if v.Limit < 0 {
 		return v, fmt.Errorf("%w: %s -n: %d is no number of entries", daemon.ErrUsage, name, v.Limit)
 	}
-	if len(operands) > 0 {
-		v.Domain, err = domainOf(name, operands[0])
+	if len(operands) == 0 {
+		return v, nil
 	}
+	if id := strings.ToLower(operands[0]); reporting.IsReportID(id) {
+		v.ReportID = id
+		return v, nil
+	}
+	v.Domain, err = domainOf(name, operands[0])
 	return v, err
 }
 

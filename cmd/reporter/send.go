@@ -19,10 +19,11 @@ import (
 func sendCommand(args []string) (action, error) {
 	var what reporting.Selection
 	var domain string
-	var dryRun bool
+	var dryRun, atOnce bool
 	_, err := parse("send", args, 0, 0, func(flags *flag.FlagSet) {
 		flags.BoolVar(&what.Open, "now", false, "")
 		flags.StringVar(&domain, "domain", "", "")
+		flags.BoolVar(&atOnce, "no-spread", false, "")
 		flags.BoolVar(&dryRun, "dry-run", false, "")
 	})
 	if err != nil {
@@ -39,7 +40,12 @@ func sendCommand(args []string) (action, error) {
 			return errors.Join(t.loadKey(), t.reporter.DryRun(ctx, os.Stdout, what))
 		}), nil
 	}
-	return needStore(func(ctx context.Context, t *tools) error { return send(ctx, t, what) }), nil
+	return needStore(func(ctx context.Context, t *tools) error {
+		if atOnce || what.Open || what.Domain != "" {
+			t.reporter.Spread = 0
+		}
+		return send(ctx, t, what)
+	}), nil
 }
 
 // send loads the key, sends, and tidies up.
@@ -47,39 +53,41 @@ func send(ctx context.Context, t *tools, what reporting.Selection) error {
 	if err := t.loadKey(); err != nil {
 		return err
 	}
-	if what.Open {
-		t.reporter.Spread = 0
-	}
 	before, err := t.store.Counts(ctx)
 	if err != nil {
 		return err
 	}
 	if isTerminal(os.Stderr) {
-		p := showProgress(os.Stderr)
+		p := showProgress(os.Stderr, t.reporter.Spread)
 		t.reporter.Progress = p.show
 		defer p.end()
 	}
 	err = t.reporter.Send(ctx, what)
 	if !errors.Is(err, reporting.ErrBusy) {
-		err = errors.Join(err, t.ended(context.WithoutCancel(ctx), before, err == nil))
+		err = errors.Join(err, t.ended(context.WithoutCancel(ctx), before, err))
 	}
 	return errors.Join(err, t.store.Tidy(ctx))
 }
 
 // ended says so if a run found nothing to do, and writes the counters where the
-// configuration wants them.
-func (t *tools) ended(ctx context.Context, before map[string]uint64, ok bool) error {
+// configuration wants them. A stop alone is no fault of the run that ended with it.
+func (t *tools) ended(ctx context.Context, before map[string]uint64, fault error) error {
 	counts, err := t.store.Counts(ctx)
 	if err != nil {
 		return err
 	}
-	if ok && maps.Equal(before, counts) {
+	if fault == nil && maps.Equal(before, counts) {
 		slog.Info("nothing is due")
 	}
 	if t.cfg.Reporter.Textfile == "" {
 		return nil
 	}
-	return reporting.WriteTextfile(t.cfg.Reporter.Textfile, counts, time.Now(), ok)
+	suppressed, err := t.reporter.Suppressed(ctx)
+	if err != nil {
+		return err
+	}
+	ok := fault == nil || daemon.IsStop(fault)
+	return reporting.WriteTextfile(t.cfg.Reporter.Textfile, counts, suppressed, time.Now(), ok)
 }
 
 // loadKey loads the key that reports are signed with, if there is one.

@@ -6,8 +6,10 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
+	"ruapost"
 	"ruapost/config"
 	"ruapost/daemon"
 	"ruapost/reporting"
@@ -57,12 +59,31 @@ func suppressAdd(args []string) (action, error) {
 			until = time.Now().UTC().Add(period).Truncate(time.Second)
 			end = "until " + until.Format(time.DateTime) + " UTC"
 		}
+		before, err := t.store.Suppressions(ctx, strings.ToLower(pattern))
+		if err != nil {
+			return err
+		}
 		if err := t.reporter.Suppress(ctx, pattern, until, reason); err != nil {
 			return err
 		}
-		_, err := fmt.Printf("Nothing is sent to %s %s.\n", pattern, end)
+		for _, s := range before {
+			fmt.Println("This replaces what was there: " + wasSuppressed(&s))
+		}
+		_, err = fmt.Printf("Nothing is sent to %s %s.\n", pattern, end)
 		return err
 	}), err
+}
+
+// wasSuppressed tells what a suppression says beside its pattern.
+func wasSuppressed(s *ruapost.Suppression) string {
+	text := "for good"
+	if !s.Until.IsZero() {
+		text = "until " + s.Until.UTC().Format(time.DateTime) + " UTC"
+	}
+	if s.Reason != "" {
+		text += ", " + s.Reason
+	}
+	return text
 }
 
 func suppressRemove(args []string) (action, error) {
@@ -74,7 +95,10 @@ func suppressRemove(args []string) (action, error) {
 	return needStore(func(ctx context.Context, t *tools) error {
 		was, err := t.reporter.Unsuppress(ctx, pattern)
 		if err == nil && !was {
-			err = fmt.Errorf("%s is not suppressed; see %q", pattern, program+" suppress list")
+			err = fmt.Errorf("%s is not suppressed; see: %s suppress list", pattern, program)
+		}
+		if err == nil {
+			_, err = fmt.Printf("Reports are sent to %s again.\n", pattern)
 		}
 		return err
 	}), err

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -86,7 +87,7 @@ func TestProgress(t *testing.T) {
 		},
 	})))
 	log := slog.Default()
-	p := showProgress(&out)
+	p := showProgress(&out, 0)
 	clock := time.Unix(1, 0)
 	p.now = func() time.Time { return clock }
 	p.show("sending", 0, 9)
@@ -101,14 +102,55 @@ func TestProgress(t *testing.T) {
 	p.end()
 	p.end()
 	const blank = "\r               \r"
-	want := "sending: 0 of 9" + blank + "level=INFO msg=one k=v\nlevel=INFO msg=two\n" +
-		"sending: 2 of 9" + blank + "done: 3 of 9" + blank[:1] + strings.Repeat(" ", len("done: 3 of 9")) + "\r"
+	want := "sending: 0 of 9" + blank + "level=INFO msg=one k=v\nsending: 0 of 9" + blank + "level=INFO msg=two\nsending: 0 of 9" +
+		blank + "sending: 2 of 9" + blank + "done: 3 of 9" + blank[:1] + strings.Repeat(" ", len("done: 3 of 9")) + "\r"
 	if d := cmp.Diff(want, out.String()); d != "" {
 		t.Error(d)
 	}
 	if slog.Default().Handler() != log.Handler() {
 		t.Error("the log is not what it was")
 	}
+}
+
+// A run that waits for minutes says until when, however soon after the line before.
+func TestProgressWaits(t *testing.T) {
+	defer slog.SetDefault(slog.Default())
+	var out bytes.Buffer
+	slog.SetDefault(slog.New(slog.NewTextHandler(&out, nil)))
+	p := showProgress(&out, 40*time.Minute)
+	clock := time.Date(2026, 11, 25, 17, 5, 0, 0, time.UTC)
+	p.now = func() time.Time { return clock }
+	line := func(what string, done, all int) string {
+		out.Reset()
+		p.show(what, done, all)
+		return out.String()[strings.LastIndexByte(out.String(), '\r')+1:]
+	}
+	for _, want := range []struct {
+		what      string
+		done, all int
+		line      string
+	}{
+		{"reports", 3, 4, "reports: 3 of 4"},
+		{"sending", 1, 10, "sending: 1 of 10, the next at 17:09; send --no-spread does not wait"},
+		{"sending", 2, 10, "sending: 2 of 10, the next at 17:13; send --no-spread does not wait"},
+		{"posting", 1, 2, "sending: 2 of 10, the next at 17:13; posting: 1 of 2, the next at 17:10"}, // reporting.MaxGap
+	} {
+		if got := line(want.what, want.done, want.all); got != want.line {
+			t.Errorf("%q, want %q", got, want.line)
+		}
+	}
+	var several sync.WaitGroup // for -race
+	several.Go(func() { p.show("sending", 3, 10) })
+	several.Go(func() { p.show("posting", 2, 2) })
+	slog.Info("meanwhile")
+	several.Wait()
+	if got := line("sending", 999_999_999, 1_000_000_000); len(got) > progressWidth {
+		t.Errorf("%d columns", len(got))
+	}
+	p.end()
+}
+
+func TestIsTerminal(t *testing.T) {
 	if f, err := os.Open(os.DevNull); err != nil || isTerminal(f) {
 		t.Errorf("%v, or /dev/null is a terminal", err)
 	}
