@@ -177,7 +177,7 @@ func (p *program) main(args []string, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	slog.SetDefault(newLogger(stderr)) // takes what the log package gets, too
-	if asksForHelp(flags.Args()) { // with whatever configuration
+	if asksForHelp(flags.Args()) {     // with whatever configuration
 		if p.run(context.Background(), config.Default(), flags.Args()) == nil {
 			return exitOK
 		}
