@@ -241,8 +241,8 @@ func (run *run) begin(ctx context.Context, d *dueReport, found chan<- *preparati
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case none && d.window.End.After(run.now()):
-		return nil // there may be more to it when the window is over
+	case d.window.End.After(run.now()) && (why == errSuccessOnly || why == errOptional || why == errNoRows):
+		return nil // what is to come may make it worth a report
 	case none:
 		log.Info("no report is made, its rows are dropped", "why", why.why)
 		return run.drop(ctx, d, why.counter)
