@@ -70,6 +70,9 @@ const (
 	RecipientSent RecipientState = "sent"
 	// RecipientFailed: given up; Error says why.
 	RecipientFailed RecipientState = "failed"
+	// RecipientRefused: the destination does not agree to reports about the domain
+	// (RFC 9990 4).
+	RecipientRefused RecipientState = "refused"
 	// RecipientBounced: sendmail took the mail, and it came back; Error says why.
 	RecipientBounced RecipientState = "bounced"
 	// RecipientSuppressed: nothing is sent there, see Suppression.

@@ -7,6 +7,8 @@ import (
 	"encoding/hex"
 	"fmt"
 	"strings"
+
+	"ruapost/internal/mailtouri"
 )
 
 const (
@@ -107,34 +109,20 @@ func authenticate(secret, id []byte, recipient string) [macSize]byte {
 	return [macSize]byte(h.Sum(nil)[:macSize])
 }
 
+// delimiters are the characters of an atom that are no letters and digits (RFC 5322 3.2.3).
+const delimiters = "!#$%&'*+-/=?^_`{|}~"
+
 // split returns the two sides of an address that tokens can be put into.
 func split(from, delimiter string) (local, domain string, err error) {
-	local, domain, ok := strings.Cut(from, "@")
+	_, err = mailtouri.ParseAddress(from)
 	switch {
-	case !ok || !isDotAtom(local) || !isDotAtom(domain):
+	case err != nil || strings.HasPrefix(from, `"`) || mailtouri.NeedsSMTPUTF8(from):
 		err = fmt.Errorf("%q is not an address that a token can be put into", from)
-	case delimiter == "" || strings.ContainsFunc(delimiter, func(r rune) bool { return !isAtext(r) || isAlphanumeric(r) }):
+	case delimiter == "" || strings.Trim(delimiter, delimiters) != "":
 		err = fmt.Errorf("%q cannot delimit a token", delimiter)
-	case len(local)+len(delimiter)+TokenSize > maxLocal || len(from)+len(delimiter)+TokenSize > maxSender:
+	case strings.IndexByte(from, '@')+len(delimiter)+TokenSize > maxLocal || len(from)+len(delimiter)+TokenSize > maxSender:
 		err = fmt.Errorf("%q has no room for %q and the %d characters of a token", from, delimiter, TokenSize)
 	}
+	local, domain, _ = strings.Cut(from, "@")
 	return local, domain, err
-}
-
-func isDotAtom(s string) bool {
-	for atom := range strings.SplitSeq(s, ".") {
-		if atom == "" || strings.ContainsFunc(atom, func(r rune) bool { return !isAtext(r) }) {
-			return false
-		}
-	}
-	return true
-}
-
-// isAtext is RFC 5322 3.2.3.
-func isAtext(r rune) bool {
-	return isAlphanumeric(r) || r != 0 && strings.ContainsRune("!#$%&'*+-/=?^_`{|}~", r)
-}
-
-func isAlphanumeric(r rune) bool {
-	return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9'
 }

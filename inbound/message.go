@@ -14,6 +14,7 @@ import (
 	"ruapost/arc"
 	"ruapost/authres"
 	"ruapost/dmarc"
+	"ruapost/internal/mailtouri"
 )
 
 // Names of header fields.
@@ -176,16 +177,7 @@ func (m *message) allRecipientsIn(domains []string) bool {
 // isReportAddress says whether our own reports come from the address: bounces and
 // auto-replies go there, possibly with an extension.
 func (c *Config) isReportAddress(address string) bool {
-	local, domain, ok := strings.Cut(c.ReportAddress, "@")
-	at := strings.LastIndexByte(address, '@')
-	if !ok || at < 0 || domainOf(address) != domain {
-		return false
-	}
-	theirs := address[:at]
-	if len(theirs) > len(local) && strings.ContainsAny(theirs[len(local):len(local)+1], "+"+c.ReportDelimiter) {
-		theirs = theirs[:len(local)]
-	}
-	return strings.EqualFold(theirs, local)
+	return mailtouri.IsMailbox(address, c.ReportAddress, "+"+c.ReportDelimiter)
 }
 
 // aboutReports says whether the message is a report or goes to where reports come

@@ -14,29 +14,29 @@ import (
 
 // Bounce takes a message that has come to the envelope sender of a report; to are the
 // addresses it is known to have come to. A failure marks the report's recipient and
-// suppresses the address. Whatever it says, the message is filed in BounceMaildir. The
-// error is that of the message's reader, the store or the Maildir: nothing is lost if
-// the message comes again.
-func (r *Reporter) Bounce(ctx context.Context, message io.Reader, to ...string) error {
+// suppresses the address; suppressed is nil if it did not, or if that was so before.
+// Whatever it says, the message is filed in BounceMaildir. The error is that of the
+// message's reader, the store or the Maildir: nothing is lost if the message comes again.
+func (r *Reporter) Bounce(ctx context.Context, message io.Reader, to ...string) (suppressed *ruapost.Suppression, err error) {
 	text, err := bounce.Read(message)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	notice := bounce.Parse(text, to...)
-	outcome, err := r.takeNotice(ctx, notice)
+	outcome, suppressed, err := r.takeNotice(ctx, notice)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	file, err := bounce.File(r.BounceMaildir, text, r.now())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	slog.Info("message to the sender of reports", "kind", notice.Kind, "outcome", outcome, "file", file,
 		"recipient", notice.Recipient, "status", notice.Status, "diagnostic", notice.Diagnostic)
 	if err := r.Store.Count(ctx, map[string]uint64{"bounces_" + outcome: 1}); err != nil {
 		slog.Warn("the message is not counted", "err", err) // it is filed: it must not come again
 	}
-	return nil
+	return suppressed, nil
 }
 
 // Outcomes of a bounce, each with a counter.
@@ -48,36 +48,37 @@ const (
 )
 
 // takeNotice does what a notice calls for.
-func (r *Reporter) takeNotice(ctx context.Context, n *bounce.Notice) (outcome string, err error) {
+func (r *Reporter) takeNotice(ctx context.Context, n *bounce.Notice) (outcome string, suppressed *ruapost.Suppression, err error) {
 	token, ok := bounce.ParseToken(r.From, r.BounceDelimiter, n.To...)
 	if !ok {
-		return bounceForged, nil
+		return bounceForged, nil, nil
 	}
 	secret, err := r.Store.Secret(ctx)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	rep, err := r.Store.Report(ctx, token.Report)
 	if errors.Is(err, ruapost.ErrNoReport) {
-		return bounceUnknown, nil
+		return bounceUnknown, nil, nil
 	}
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	for _, rc := range rep.Recipients {
 		if !token.Verify(secret, rc.Address) {
 			continue
 		}
 		if n.Kind != bounce.Failed && n.Kind != bounce.Complaint {
-			return bounceIgnored, nil
+			return bounceIgnored, nil, nil
 		}
-		return bounceFailed, r.bounced(ctx, rep, &rc, n)
+		suppressed, err = r.bounced(ctx, rep, &rc, n)
+		return bounceFailed, suppressed, err
 	}
-	return bounceForged, nil
+	return bounceForged, nil, nil
 }
 
 // bounced marks a report's recipient and suppresses his address.
-func (r *Reporter) bounced(ctx context.Context, rep *ruapost.Report, rc *ruapost.Recipient, n *bounce.Notice) error {
+func (r *Reporter) bounced(ctx context.Context, rep *ruapost.Report, rc *ruapost.Recipient, n *bounce.Notice) (suppressed *ruapost.Suppression, err error) {
 	sent := rc.Last
 	if sent.IsZero() {
 		sent = r.now() // the run that sent it has not noted that yet
@@ -87,10 +88,10 @@ func (r *Reporter) bounced(ctx context.Context, rep *ruapost.Report, rc *ruapost
 		pattern = patternAbout(rc.Address, rep.Domain)
 	}
 	reason := strings.Join(strings.Fields(fmt.Sprint(n.Kind, " ", n.Status, " ", n.Diagnostic)), " ")
-	if err := r.strike(ctx, pattern, reason, sent); err != nil {
-		return err
+	if suppressed, err = r.strike(ctx, pattern, reason, sent); err != nil {
+		return nil, err
 	}
-	return r.Store.UpdateReport(ctx, rep.ID, func(rep *ruapost.Report) error {
+	return suppressed, r.Store.UpdateReport(ctx, rep.ID, func(rep *ruapost.Report) error {
 		for i := range rep.Recipients {
 			o := &rep.Recipients[i]
 			if o.Address == rc.Address && (o.State == ruapost.RecipientSent || o.State == ruapost.RecipientWaiting) {

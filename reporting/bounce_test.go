@@ -65,7 +65,7 @@ Diagnostic-Code: smtp; 550 5.1.1 no such user
 
 func (r *rig) bounce(message string) {
 	r.t.Helper()
-	if err := r.Bounce(r.t.Context(), strings.NewReader(message)); err != nil {
+	if _, err := r.Bounce(r.t.Context(), strings.NewReader(message)); err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -182,7 +182,7 @@ func TestBouncesThatDoNothing(t *testing.T) {
 func TestBounceThatCannotBeFiled(t *testing.T) {
 	r := newBounceRig(t)
 	r.BounceMaildir = "/nonexistent/a/b"
-	if err := r.Bounce(t.Context(), strings.NewReader(dsn("x@reporter.example", "x@example.com", "failed"))); err == nil {
+	if _, err := r.Bounce(t.Context(), strings.NewReader(dsn("x@reporter.example", "x@example.com", "failed"))); err == nil {
 		t.Error("no error")
 	}
 }

@@ -29,6 +29,7 @@ var (
 		{"sent", "sent", "kind", kinds, "Reports that sendmail or an https destination has taken, for each recipient."},
 		{"put_off", "put off", "kind", kinds, "Attempts at a recipient that have to be repeated."},
 		{"failed", "failed", "kind", kinds, "Reports that were given up, for each recipient."},
+		{"refused", "not agreed", "", nil, "Reports that a recipient has not agreed to."},
 		{"suppressed", "suppressed", "", nil, "Reports that were not sent to a recipient that is suppressed."},
 		{
 			"held_back", "held back", "by",

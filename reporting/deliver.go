@@ -357,7 +357,7 @@ func (run *run) noteOutcome(ctx context.Context, a *attempt) error {
 
 // removeMail removes a mail and the mark that it was taken.
 func removeMail(file string) error {
-	for _, f := range []string{file, file + newSuffix, file + takenSuffix} {
+	for _, f := range []string{file, file + takenSuffix} {
 		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("reporting: outbox: %w", err)
 		}
@@ -372,6 +372,8 @@ func (run *run) countOutcome(kind ruapost.Kind, rc *ruapost.Recipient) {
 		run.count("sent_" + string(kind))
 	case ruapost.RecipientFailed:
 		run.count("failed_" + string(kind))
+	case ruapost.RecipientRefused:
+		run.count("refused")
 	case ruapost.RecipientWaiting:
 		run.count("put_off_" + string(kind))
 	case ruapost.RecipientSuppressed:
@@ -394,7 +396,7 @@ func (run *run) judge(ctx context.Context, rep *ruapost.Report, rc *ruapost.Reci
 		run.putOff(rep, rc, err)
 	}
 	if isUnknownUser(err) {
-		if err := run.strike(context.WithoutCancel(ctx), patternOf(rc.Address), rc.Error, rc.Last); err != nil {
+		if _, err := run.strike(context.WithoutCancel(ctx), patternOf(rc.Address), rc.Error, rc.Last); err != nil {
 			slog.Warn("the address could not be suppressed", "recipient", rc.Address, "err", err)
 		}
 		run.mu.Lock()

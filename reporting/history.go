@@ -117,7 +117,7 @@ func historyLines(entries []listed) (lines []historyLine) {
 		}
 		for _, rc := range e.Recipients {
 			outcome, note := string(rc.State), rc.Error
-			if hasRefused(&rc) {
+			if rc.State == ruapost.RecipientRefused {
 				outcome, note = recipientState(&rc), ""
 			}
 			if rc.Last.IsZero() {

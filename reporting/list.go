@@ -198,13 +198,8 @@ func (r *Reporter) reportState(rep *ruapost.Report) (state, detail string) {
 		return stateSealed, "the next run composes it"
 	}
 	n := map[ruapost.RecipientState]int{}
-	refused := 0
 	var next, last time.Time
 	for _, rc := range rep.Recipients {
-		if hasRefused(&rc) {
-			refused++
-			continue
-		}
 		n[rc.State]++
 		if rc.State == ruapost.RecipientWaiting && (next.IsZero() || rc.NotBefore.Before(next)) {
 			next = rc.NotBefore
@@ -232,7 +227,7 @@ func (r *Reporter) reportState(rep *ruapost.Report) (state, detail string) {
 		return stateSent, at(last)
 	case n[ruapost.RecipientSuppressed] > 0:
 		return stateSuppressed, ""
-	case refused > 0:
+	case n[ruapost.RecipientRefused] > 0:
 		return stateRefused, ""
 	}
 	return stateFailed, "nobody is left to get it"
@@ -278,15 +273,9 @@ func day(w ruapost.Window) string {
 	return start.Format("2006-01-02 15:04") + "-" + to
 }
 
-// hasRefused tells whether a recipient was given up because he did not agree to the report:
-// a fault that is nobody's here.
-func hasRefused(rc *ruapost.Recipient) bool {
-	return rc.State == ruapost.RecipientFailed && strings.HasPrefix(rc.Error, errRefused.Error())
-}
-
 func recipientState(rc *ruapost.Recipient) string {
-	if hasRefused(rc) {
-		return stateRefused + strings.TrimPrefix(rc.Error, errRefused.Error())
+	if rc.State == ruapost.RecipientRefused { // the error says the same at more length
+		return stateRefused
 	}
 	text := string(rc.State)
 	switch {

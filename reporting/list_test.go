@@ -104,7 +104,7 @@ func TestListStates(t *testing.T) {
 	failed := ruapost.Recipient{State: ruapost.RecipientFailed, Error: "no such\x1b[31m user", Last: last, Attempts: 1}
 	suppressed := ruapost.Recipient{State: ruapost.RecipientSuppressed, Error: "suppressed"}
 	waiting := ruapost.Recipient{State: ruapost.RecipientWaiting, NotBefore: monday.Add(31 * time.Hour), Error: "busy", Attempts: 1}
-	refused := ruapost.Recipient{State: ruapost.RecipientFailed, Error: errRefused.Error(), Last: last, Attempts: 1}
+	refused := ruapost.Recipient{State: ruapost.RecipientRefused, Error: errRefused.Error(), Last: last, Attempts: 1}
 	old := about("0a", "old.example", ruapost.ReportDone, sent)
 	old.Finished = monday.Add(5 * time.Hour)
 	part := about("0b", "part.example", ruapost.ReportDone, sent)

@@ -116,7 +116,7 @@ func (r *Reporter) recipient(d *dueReport, u ruaURI) (ruapost.Recipient, error) 
 		return rc, errors.New("the host has no dot")
 	case has(r.ExcludedRecipients, rc.Address) || has(r.ExcludedRecipients, host):
 		return rc, errAllExcluded
-	case r.isOwn(rc.Address), d.kind == ruapost.KindTLS && registered(d.domain) != registered(host) &&
+	case mailtouri.IsMailbox(rc.Address, r.From, r.BounceDelimiter), d.kind == ruapost.KindTLS && registered(d.domain) != registered(host) &&
 		(registered(host) == registered(r.Domain) || registered(host) == registered(mailtouri.Domain(r.From))):
 		// Without anybody's consent, TLS reports could be sent to any mailbox here.
 		return rc, errOwnAddresses
@@ -124,17 +124,6 @@ func (r *Reporter) recipient(d *dueReport, u ruaURI) (ruapost.Recipient, error) 
 	rc.Legacy = r.Format == dmarc.RFC7489 || has(r.Legacy, d.domain) || has(r.Legacy, rc.Address)
 	rc.Accepted = d.kind == ruapost.KindTLS // RFC 8460 7: nobody else has to agree
 	return rc, nil
-}
-
-// isOwn tells whether mail to address comes to where reports come from, or bounces go.
-func (r *Reporter) isOwn(address string) bool {
-	if strings.EqualFold(address, r.From) {
-		return true
-	}
-	local, domain, _ := strings.Cut(r.From, "@")
-	local += r.BounceDelimiter
-	return r.BounceDelimiter != "" && len(address) > len(local) && strings.EqualFold(address[:len(local)], local) &&
-		mailtouri.Domain(address) == domain
 }
 
 // hostOf returns the domain that a recipient is at.
@@ -219,7 +208,8 @@ func (run *run) noteAnswers(rep *ruapost.Report, answers []answer) (without []ru
 		case !a.asked:
 		case errors.Is(a.err, errRefused):
 			run.try(&rc)
-			run.giveUp(rep, &rc, a.err)
+			rc.State, rc.Error = ruapost.RecipientRefused, ruapost.Clean(a.err.Error(), 500)
+			slog.Info("report not sent", "kind", rep.Kind, "domain", rep.Domain, "report_id", rep.ID, "recipient", rc.Address, "err", a.err)
 		case a.err != nil:
 			run.try(&rc)
 			run.putOff(rep, &rc, a.err)

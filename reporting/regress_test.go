@@ -153,7 +153,7 @@ func TestBounceBeforeTheNote(t *testing.T) {
 	other := &Reporter{Store: r.store, From: r.From, BounceMaildir: r.BounceMaildir, BounceDelimiter: r.BounceDelimiter, Now: r.Now}
 	r.Store = &hooked{Store: r.store, update: func() {
 		for _, m := range r.taken() {
-			if err := other.Bounce(context.Background(), strings.NewReader(dsn(strings.Fields(m.args)[2], "a@example.com", "failed"))); err != nil {
+			if _, err := other.Bounce(context.Background(), strings.NewReader(dsn(strings.Fields(m.args)[2], "a@example.com", "failed"))); err != nil {
 				t.Error(err)
 			}
 		}
@@ -231,7 +231,7 @@ func TestBounceWithoutRoom(t *testing.T) {
 	r.record("example.com", 1)
 	s := r.senders()["dead@example.com"]
 	r.Store = &hooked{Store: r.store, updateSuppression: func() error { return fmt.Errorf("x: %w", ruapost.ErrNoRoom) }}
-	err := r.Bounce(t.Context(), strings.NewReader(dsn(s, "dead@example.com", "failed")))
+	_, err := r.Bounce(t.Context(), strings.NewReader(dsn(s, "dead@example.com", "failed")))
 	files, _ := filepath.Glob(filepath.Join(r.BounceMaildir, "cur", "*"))
 	if err != nil || len(files) != 1 {
 		t.Errorf("%v; %d filed; %s", err, len(files), r.report().Recipients[0].State)
@@ -399,7 +399,7 @@ func TestKilledWhileGivingUp(t *testing.T) {
 	r.Send(t.Context(), Selection{}) // refused: rows dropped, report still sealed
 	h.put = nil
 	r.send()
-	if rep := r.report(); rep.State != ruapost.ReportDone || rep.Recipients[0].State != ruapost.RecipientFailed {
+	if rep := r.report(); rep.State != ruapost.ReportDone || rep.Recipients[0].State != ruapost.RecipientRefused {
 		t.Errorf("%+v", rep)
 	}
 }
@@ -657,7 +657,7 @@ func TestActiveSuppressionIsNotCleared(t *testing.T) {
 	rep.Recipients[0].Last = r.clock.Add(30 * 24 * time.Hour) // sent while the clock was ahead
 	r.store.PutReports(t.Context(), rep)
 	r.clock = r.clock.Add(keep - time.Hour)
-	r.strike(t.Context(), "a@example.com", "x", r.clock) // a later report came back
+	_, _ = r.strike(t.Context(), "a@example.com", "x", r.clock) // a later report came back
 	r.clock = r.clock.Add(time.Hour)
 	r.send()
 	if len(r.suppressed()) != 1 {

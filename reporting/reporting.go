@@ -8,8 +8,8 @@
 //	composed  its content is frozen in OUTBOX/ID/; the rows are deleted
 //	done      every recipient was served or given up
 //
-// and each recipient through: waiting, sent, failed, and from sent perhaps to bounced.
-// A run first prepares all reports, which is composing them and asking their recipients
+// and each recipient from waiting to sent, failed, refused or suppressed, and from sent
+// perhaps to bounced. A run first prepares all reports, which is composing them and asking their recipients
 // whether they accept them; then it offers them, one after the other, spread over the
 // time it has. The mail to a recipient is composed once and kept in the report's folder
 // until sendmail has taken it.
@@ -160,8 +160,8 @@ type Reporter struct {
 
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
-	// Progress, unless nil, is called now and then with how much of a run is done. It
-	// may be called by two at a time: mails and posts go out side by side.
+	// Progress, unless nil, is called now and then with how much of a run is done, never
+	// by two at a time. Mails and posts go out side by side, so two things may be told of.
 	Progress func(what string, done, all int)
 
 	locked   *os.File  // the outbox's lock, during Send

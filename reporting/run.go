@@ -10,7 +10,6 @@ import (
 	"iter"
 	"log/slog"
 	mathrand "math/rand/v2"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -208,8 +207,8 @@ func (run *run) forget(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	if err := os.RemoveAll(run.dir(rep)); err != nil {
-		return fmt.Errorf("reporting: outbox: %w", err)
+	if err := run.removeContent(rep); err != nil {
+		return err
 	}
 	return run.Store.ForgetReport(ctx, id)
 }

@@ -101,10 +101,11 @@ func (r *Reporter) suppress(domain string, rc *ruapost.Recipient, all suppressio
 }
 
 // strike suppresses what a pattern is about, since a report that was sent there at a time
-// came back.
-func (r *Reporter) strike(ctx context.Context, pattern, reason string, sent time.Time) error {
+// came back. It returns nil if that was so before, or there is no room for it.
+func (r *Reporter) strike(ctx context.Context, pattern, reason string, sent time.Time) (struck *ruapost.Suppression, err error) {
 	now := r.now()
-	err := r.Store.UpdateSuppression(ctx, pattern, func(s *ruapost.Suppression) bool {
+	err = r.Store.UpdateSuppression(ctx, pattern, func(s *ruapost.Suppression) bool {
+		struck = nil
 		if s.Bounces == 0 && s.Since.After(now) {
 			s.Since = now
 			return true
@@ -117,13 +118,15 @@ func (r *Reporter) strike(ctx context.Context, pattern, reason string, sent time
 		s.Since = now
 		s.Until = s.Since.Add(min(firstSuppression<<min(s.Bounces-1, 10), maxSuppression))
 		s.Reason = ruapost.Clean(reason, 300)
+		after := *s
+		struck = &after
 		return true
 	})
 	if errors.Is(err, ruapost.ErrNoRoom) {
 		slog.Warn("nothing more can be suppressed: there is no room, see: ruapost-reporter suppress list", "address", pattern)
-		return nil
+		return nil, nil
 	}
-	return err
+	return struck, err
 }
 
 // clear forgets that mail to an address came back before, as a report about a domain that

@@ -95,5 +95,6 @@ func (w *world) bounce(ctx context.Context, to string, message []byte) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(r.Bounce(ctx, bytes.NewReader(message), to), store.Close())
+	_, err = r.Bounce(ctx, bytes.NewReader(message), to)
+	return errors.Join(err, store.Close())
 }

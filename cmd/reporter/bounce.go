@@ -8,9 +8,6 @@ import (
 	"math"
 	"os"
 	"time"
-
-	"ruapost"
-	"ruapost/bboltstore"
 )
 
 var errNoMaildir = errors.New("reporter.bounce_maildir is not set")
@@ -27,34 +24,13 @@ func bounceCommand(args []string) (action, error) {
 		if t.cfg.Reporter.BounceMaildir == "" {
 			return errNoMaildir
 		}
-		told := &telling{Store: t.store}
-		t.reporter.Store = told
-		err := t.reporter.Bounce(ctx, os.Stdin, addresses...)
-		if err == nil && told.last != nil {
+		suppressed, err := t.reporter.Bounce(ctx, os.Stdin, addresses...)
+		if suppressed != nil {
 			// Postfix logs it. If it cannot be written, that is no reason to take the bounce again.
-			fmt.Printf("%s is suppressed until %s\n", told.last.Pattern, told.last.Until.UTC().Format(time.DateOnly))
+			fmt.Printf("%s is suppressed until %s\n", suppressed.Pattern, suppressed.Until.UTC().Format(time.DateOnly))
 		}
 		return err
 	}), nil
-}
-
-// telling is a store that knows the suppression that was stored last.
-type telling struct {
-	*bboltstore.Store
-	last *ruapost.Suppression
-}
-
-func (s *telling) UpdateSuppression(ctx context.Context, pattern string, change func(*ruapost.Suppression) (keep bool)) error {
-	var after ruapost.Suppression
-	err := s.Store.UpdateSuppression(ctx, pattern, func(o *ruapost.Suppression) bool {
-		keep := change(o)
-		after = *o
-		return keep
-	})
-	if err == nil && !after.Until.IsZero() {
-		s.last = &after
-	}
-	return err
 }
 
 // quiet lets only warnings and errors into the log: Postfix would quote the rest in its

@@ -92,6 +92,25 @@ func ParseAddress(s string) (string, error) {
 // Domain returns the domain of an address as this package returns it.
 func Domain(address string) string { return address[strings.LastIndexByte(address, '@')+1:] }
 
+// IsMailbox tells whether mail to address, in whatever form, comes to own, an address of
+// ours: it is that, or that with an extension behind one of the delimiters. Local parts in
+// another case are the same.
+func IsMailbox(address, own, delimiters string) bool {
+	local, domain, ok := strings.Cut(own, "@")
+	at := strings.LastIndexByte(address, '@')
+	if !ok || at < 0 {
+		return false
+	}
+	if theirs, err := ruapost.ParseDomain(address[at+1:]); err != nil || theirs != domain {
+		return false
+	}
+	theirs := address[:at]
+	if len(theirs) > len(local) && strings.ContainsAny(theirs[len(local):len(local)+1], delimiters) {
+		theirs = theirs[:len(local)]
+	}
+	return strings.EqualFold(theirs, local)
+}
+
 // NeedsSMTPUTF8 tells whether an address as this package returns it can only be
 // written to with SMTPUTF8 (RFC 6531), because its local part is beyond ASCII.
 func NeedsSMTPUTF8(address string) bool {

@@ -137,3 +137,28 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestIsMailbox(t *testing.T) {
+	for address, want := range map[string]bool{
+		"reports@example.org":     true,
+		"Reports@Example.ORG.":    true,
+		"reports+x@example.org":   true,
+		"REPORTS=x@example.org":   true,
+		"reports-x@example.org":   false,
+		"reportsx@example.org":    false,
+		"report@example.org":      false,
+		"x+reports@example.org":   false,
+		"reports@a.example.org":   false,
+		"reports":                 false,
+		"@example.org":            false,
+		"reports@x@example.org":   false,
+		"\"reports\"@example.org": false,
+	} {
+		if got := IsMailbox(address, "reports@example.org", "+="); got != want {
+			t.Errorf("%s: %v", address, got)
+		}
+	}
+	if IsMailbox("reports+x@example.org", "reports@example.org", "") || IsMailbox("reports@example.org", "", "+") {
+		t.Error("without delimiters, or an address of ours")
+	}
+}
