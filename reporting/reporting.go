@@ -9,17 +9,17 @@
 //	done      every recipient was served or given up
 //
 // and each recipient from waiting to sent, failed, refused or suppressed, and from sent
-// perhaps to bounced. A run first prepares all reports, which is composing them and asking their recipients
-// whether they accept them; then it offers them, one after the other, spread over the
-// time it has. The mail to a recipient is composed once and kept in the report's folder
-// until sendmail has taken it.
+// perhaps to bounced. A run first prepares all reports, which is composing them and asking
+// their recipients whether they accept them; then it offers them, spread over the time it
+// has. The mail to a recipient is composed once and kept in the report's folder until
+// sendmail has taken it.
 //
-// sendmail runs under a shell that leaves a mark when sendmail has taken the mail, and
-// both hold the outbox's lock. So a run that is killed while sendmail works leaves
-// behind what became of the mail, and the next run does not begin before that is
-// certain. A mail is repeated, byte by byte, only if the machine dies, or that shell
-// is killed too, in the instant between sendmail's success and that. A report
-// that was POSTed is repeated if the run is killed before it could note the answer.
+// sendmail runs under a shell that holds the outbox's lock, and leaves a mark when sendmail
+// has taken the mail. So a run that is killed while sendmail works leaves behind what became
+// of the mail, and the next run does not begin before that is certain. A mail is repeated,
+// byte by byte, only if the machine dies, or that shell is killed too, in the instant
+// between sendmail's success and that. A report that was POSTed is repeated if the run is
+// killed before it could note the answer.
 package reporting
 
 import (
@@ -276,7 +276,7 @@ func (r *Reporter) findSendmail() error {
 }
 
 // lock makes this the only run on the outbox, until r.locked is closed here and in
-// every sendmail that it was handed to.
+// every shell that it was handed to.
 func (r *Reporter) lock() error {
 	if err := mkdir(r.Outbox); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("reporting: outbox: %w", err)
