@@ -7,11 +7,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"sync/atomic"
-	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -19,6 +17,7 @@ import (
 
 	"ruapost"
 	"ruapost/bboltstore"
+	"ruapost/bench/internal/program"
 )
 
 // load is what to do to a milter. The fields are the flags of these names.
@@ -46,17 +45,11 @@ type bench struct {
 }
 
 // build builds the milter, unless there is one.
-func (b *bench) build(ctx context.Context) error {
-	if b.binary != "" {
-		return nil
+func (b *bench) build(ctx context.Context) (err error) {
+	if b.binary == "" {
+		b.binary, err = program.Build(ctx, b.scratch, "cmd/milter")
 	}
-	b.binary = filepath.Join(b.scratch, "ruapost-milter")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", b.binary, "ruapost/cmd/milter")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if said, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the milter: %w\n%s", err, said)
-	}
-	return nil
+	return err
 }
 
 // outcome is what came of a load.
@@ -81,7 +74,7 @@ func (b *bench) run(ctx context.Context, l load) (*outcome, error) {
 }
 
 func (b *bench) runWith(ctx context.Context, l load, w *world) (o *outcome, err error) {
-	counts, err := b.serve(l, w, func(p *program) error {
+	counts, err := b.serve(l, w, func(p *daemon) error {
 		if err := l.warmUp(ctx, w, p); err != nil {
 			return err
 		}
@@ -105,7 +98,7 @@ func (c counts) String() string {
 
 // serve runs work with a milter that has nothing in its store. It returns an error if
 // another number of evaluations was recorded than messages were sent.
-func (b *bench) serve(l load, w *world, work func(*program) error) (c counts, err error) {
+func (b *bench) serve(l load, w *world, work func(*daemon) error) (c counts, err error) {
 	b.runs++
 	dir := filepath.Join(b.scratch, fmt.Sprint(b.runs))
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -116,13 +109,13 @@ func (b *bench) serve(l load, w *world, work func(*program) error) (c counts, er
 		return c, err
 	}
 	if err := work(p); err != nil {
-		p.kill()
-		return c, p.failed(err)
+		p.Kill()
+		return c, p.Failed(err)
 	}
 	if err := p.stop(); err != nil {
 		return c, err
 	}
-	complaints, err := p.complaints()
+	complaints, err := p.Complaints()
 	if err != nil {
 		return c, err
 	}
@@ -164,16 +157,16 @@ func (c *counts) compare(path string, record bool) error {
 }
 
 // warmUp sends a message of each domain.
-func (l load) warmUp(ctx context.Context, w *world, p *program) error {
+func (l load) warmUp(ctx context.Context, w *world, p *daemon) error {
 	l.messages = l.domains
 	_, err := l.send(ctx, w, p)
 	return err
 }
 
 // measure sends the messages and finds out what that cost.
-func (l load) measure(ctx context.Context, w *world, p *program, out io.Writer) (o *outcome, err error) {
+func (l load) measure(ctx context.Context, w *world, p *daemon, out io.Writer) (o *outcome, err error) {
 	if l.perf != "" {
-		stop, err := p.profile(l.perf, out)
+		stop, err := p.Profile(ctx, l.perf, out)
 		if err != nil {
 			return nil, err
 		}
@@ -183,13 +176,13 @@ func (l load) measure(ctx context.Context, w *world, p *program, out io.Writer) 
 	if err != nil {
 		return nil, err
 	}
-	own := ownTime()
+	own := program.OwnTime()
 	began := time.Now()
 	ts, err := l.send(ctx, w, p)
 	if err != nil {
 		return nil, err
 	}
-	o = &outcome{messages: l.messages, elapsed: time.Since(began), before: before, own: ownTime() - own}
+	o = &outcome{messages: l.messages, elapsed: time.Since(began), before: before, own: program.OwnTime() - own}
 	if o.after, err = p.usage(); err != nil {
 		return nil, err
 	}
@@ -202,16 +195,9 @@ func (l load) measure(ctx context.Context, w *world, p *program, out io.Writer) 
 	return o, nil
 }
 
-// ownTime is the CPU time of this process.
-func ownTime() time.Duration {
-	var u syscall.Rusage
-	syscall.Getrusage(syscall.RUSAGE_SELF, &u) // cannot fail
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
 // send sends the messages over as many connections as l says, and returns how long each
 // took. Their numbers go on where those that the milter has got before end.
-func (l load) send(ctx context.Context, w *world, p *program) ([]times, error) {
+func (l load) send(ctx context.Context, w *world, p *daemon) ([]times, error) {
 	ts := make([]times, l.messages)
 	var next atomic.Int64
 	clients, working := errgroup.WithContext(ctx)
@@ -237,7 +223,7 @@ func (l load) send(ctx context.Context, w *world, p *program) ([]times, error) {
 
 // session sends as many messages as ts has room for, from number n on, in one SMTP
 // session.
-func (l load) session(ctx context.Context, w *world, p *program, n int, ts []times) error {
+func (l load) session(ctx context.Context, w *world, p *daemon, n int, ts []times) error {
 	s, err := openSession(ctx, p.socket, address(n/l.domains%addresses))
 	if err != nil {
 		return fmt.Errorf("session: %w", err)
@@ -274,11 +260,11 @@ func (b *bench) one(ctx context.Context, l load) error {
 func (o *outcome) perSecond() float64 { return float64(o.messages) / o.elapsed.Seconds() }
 
 // cpu is the milter's CPU time for a message in microseconds, ownCPU this program's.
-func (o *outcome) cpu() float64    { return micros(o.after.cpu-o.before.cpu) / float64(o.messages) }
+func (o *outcome) cpu() float64    { return micros(o.after.CPU-o.before.CPU) / float64(o.messages) }
 func (o *outcome) ownCPU() float64 { return micros(o.own) / float64(o.messages) }
 
 // peak is the most memory that the milter had, in megabytes.
-func (o *outcome) peak() float64 { return megabytes(o.after.peak) }
+func (o *outcome) peak() float64 { return megabytes(o.after.Peak) }
 
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

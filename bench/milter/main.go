@@ -51,9 +51,9 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/signal"
-	"syscall"
 	"time"
+
+	"ruapost/bench/internal/program"
 )
 
 func main() {
@@ -61,13 +61,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench/milter:", serveNoop(socket))
 		os.Exit(1)
 	}
-	slog.SetLogLoggerLevel(slog.LevelWarn) // not that the store was opened
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "bench/milter:", err)
-		os.Exit(1)
-	}
+	program.Main("milter", slog.LevelWarn, run) // not that the store was opened
 }
 
 // run is main with its surroundings as parameters.

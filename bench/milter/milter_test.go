@@ -77,7 +77,7 @@ func TestRun(t *testing.T) {
 			if len(o.whole) != l.messages || o.whole[0] < o.end[0] || o.end[0] <= 0 {
 				t.Errorf("%d times, the least %v and %v", len(o.whole), o.whole[0], o.end[0])
 			}
-			if o.after.cpu == 0 || o.after.peak < 1<<20 || (o.after.goroutines == 0) != l.noop {
+			if o.after.CPU == 0 || o.after.Peak < 1<<20 || (o.after.goroutines == 0) != l.noop {
 				t.Errorf("used: %+v", o.after)
 			}
 			if err := o.print(t.Output()); err != nil {
@@ -222,7 +222,7 @@ func listen(t *testing.T, talk func(*session)) (said []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer p.kill()
+	defer p.Kill()
 	front := filepath.Join(dir, "front")
 	l, err := net.Listen("unix", front)
 	if err != nil {

@@ -17,8 +17,8 @@ func (b *bench) long(ctx context.Context, l load, messages int) error {
 		return err
 	}
 	defer w.close()
-	c, err := b.serve(l, w, func(p *program) error {
-		fmt.Fprintf(b.out, "The milter is process %d.\n\n", p.cmd.Process.Pid)
+	c, err := b.serve(l, w, func(p *daemon) error {
+		fmt.Fprintf(b.out, "The milter is process %d.\n\n", p.PID())
 		fmt.Fprintln(b.out, "| Messages | messages/s | p99, ms | Memory, MB | Peak, MB | Next collection at, MB | Goroutines |")
 		fmt.Fprintln(b.out, "|---:|---:|---:|---:|---:|---:|---:|")
 		if err := l.warmUp(ctx, w, p); err != nil {
@@ -38,7 +38,7 @@ func (b *bench) long(ctx context.Context, l load, messages int) error {
 				return err
 			}
 			fmt.Fprintf(b.out, "| %d | %.0f | %.1f | %.1f | %.1f | %.1f | %d |\n", (part+1)*l.messages, o.perSecond(),
-				millis(percentile(o.whole, 99)), megabytes(u.resident), megabytes(u.peak), megabytes(u.heap), u.goroutines)
+				millis(percentile(o.whole, 99)), megabytes(u.Resident), megabytes(u.Peak), megabytes(u.heap), u.goroutines)
 		}
 		return nil
 	})

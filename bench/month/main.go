@@ -35,22 +35,16 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/signal"
-	"syscall"
 	"time"
+
+	"ruapost/bench/internal/program"
 )
 
 // quiet is a level above all that is logged: 5 % of the DNS fails, which is much to tell.
 const quiet = slog.LevelError + 1
 
 func main() {
-	slog.SetLogLoggerLevel(quiet)
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "bench/month:", err)
-		os.Exit(1)
-	}
+	program.Main("month", quiet, run)
 }
 
 // run is main with its surroundings as parameters.

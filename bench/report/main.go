@@ -37,20 +37,13 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"ruapost/bboltstore"
+	"ruapost/bench/internal/program"
 )
 
 func main() {
-	slog.SetLogLoggerLevel(slog.LevelWarn) // not that the store was opened
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "bench/report:", err)
-		os.Exit(1)
-	}
+	program.Main("report", slog.LevelWarn, run) // not that the store was opened
 }
 
 // run is main with its surroundings as parameters.

@@ -22,7 +22,11 @@ type result struct {
 // measure asks for as long as it is told to.
 func (b *bench) measure(ctx context.Context, s *server) (*result, error) {
 	queries := b.queries()
-	before, began := s.cpu(), time.Now()
+	before, err := s.usage()
+	if err != nil {
+		return nil, err
+	}
+	began := time.Now()
 	ctx, cancel := context.WithDeadline(ctx, began.Add(b.duration))
 	defer cancel()
 	times := make([][]time.Duration, b.connections)
@@ -32,8 +36,9 @@ func (b *bench) measure(ctx context.Context, s *server) (*result, error) {
 		clients.Go(func() { times[i], errs[i] = ask(ctx, s.addr, queries) })
 	}
 	clients.Wait()
-	elapsed, cpu := time.Since(began), s.cpu()-before
-	if err := errors.Join(errs...); err != nil {
+	elapsed := time.Since(began)
+	after, err := s.usage()
+	if err := errors.Join(append(errs, err)...); err != nil {
 		return nil, err
 	}
 	all := slices.Concat(times...)
@@ -44,8 +49,8 @@ func (b *bench) measure(ctx context.Context, s *server) (*result, error) {
 	}
 	micros := func(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 	return &result{
-		rate: float64(n) / elapsed.Seconds(), cpu: micros(cpu) / float64(n),
-		p50: micros(all[n/2]), p99: micros(all[n*99/100]), longest: micros(all[n-1]), memory: s.memory(),
+		rate: float64(n) / elapsed.Seconds(), cpu: micros(after.CPU-before.CPU) / float64(n),
+		p50: micros(all[n/2]), p99: micros(all[n*99/100]), longest: micros(all[n-1]), memory: float64(after.Resident) / 1e6,
 	}, nil
 }
 

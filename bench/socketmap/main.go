@@ -16,22 +16,19 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"os"
-	"os/signal"
+	"log/slog"
 	"slices"
 	"time"
+
+	"ruapost/bench/internal/program"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "bench/socketmap:", err)
-		os.Exit(1)
-	}
+	program.Main("socketmap", slog.LevelInfo, run)
 }
 
 // bench is what is to be measured.
@@ -46,7 +43,7 @@ type bench struct {
 	binary      string // ruapost-tlspolicy, "" to build it
 }
 
-func run(ctx context.Context, args []string, out io.Writer) error {
+func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	var b bench
 	flags := flag.NewFlagSet("socketmap", flag.ContinueOnError)
 	flags.IntVar(&b.domains, "domains", 100_000, "how many domains are asked about")
@@ -66,7 +63,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer s.stop()
+	defer func() { err = errors.Join(err, s.stop()) }()
 	if !*suite {
 		r, err := b.measure(ctx, s)
 		if err == nil {

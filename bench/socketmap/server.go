@@ -8,40 +8,38 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"syscall"
-	"time"
 
+	"ruapost/bench/internal/program"
 	"ruapost/internal/dnstest"
 	"ruapost/internal/lab"
 	"ruapost/socketmap"
 )
 
-const (
-	startTime = 30 * time.Second // for the server to begin
-	tickTime  = 10 * time.Millisecond
-)
-
 // server is the server under test.
 type server struct {
-	addr string
-	pid  int // 0 if its costs are not known
-	undo []func()
+	addr    string
+	pid     int              // 0 if its costs are not known
+	process *program.Process // nil if it is not our own
+	undo    []func()
 }
 
-func (s *server) stop() {
+func (s *server) stop() (err error) {
+	if s.process != nil {
+		err = s.process.Stop()
+	}
 	for i := len(s.undo) - 1; i >= 0; i-- {
 		s.undo[i]()
 	}
+	return err
 }
 
 // start starts what is to be measured, and has it know every domain.
-func (b *bench) start(ctx context.Context) (s *server, err error) {
-	s = &server{addr: b.addr, pid: b.pid}
+func (b *bench) start(ctx context.Context) (_ *server, err error) {
+	s := &server{addr: b.addr, pid: b.pid}
 	defer func() {
 		if err != nil {
-			s.stop()
+			err = errors.Join(err, s.stop())
 		}
 	}()
 	dir, err := os.MkdirTemp("", "ruapost-bench-")
@@ -107,10 +105,8 @@ func (b *bench) startPolicies(ctx context.Context, s *server, dir string) error 
 	b.publish(dns, host)
 
 	if b.binary == "" {
-		b.binary = filepath.Join(dir, "ruapost-tlspolicy")
-		build := exec.CommandContext(ctx, "go", "build", "-o", b.binary, "ruapost/cmd/tlspolicy")
-		if text, err := build.CombinedOutput(); err != nil {
-			return fmt.Errorf("go build: %w\n%s", err, text)
+		if b.binary, err = program.Build(ctx, dir, "cmd/tlspolicy"); err != nil {
+			return err
 		}
 	}
 	s.addr = filepath.Join(dir, "policy")
@@ -121,8 +117,24 @@ func (b *bench) startPolicies(ctx context.Context, s *server, dir string) error 
 			return err
 		}
 	}
-	return s.launch(exec.Command(b.binary, "-config", filepath.Join(dir, "toml")),
-		"HTTPS_PROXY=http://"+proxy.Addr().String(), "SSL_CERT_FILE="+filepath.Join(dir, "ca.pem"), "SSL_CERT_DIR=/nonexistent")
+	cmd := exec.Command(b.binary, "-config", filepath.Join(dir, "toml"))
+	cmd.Env = append(os.Environ(), "HTTPS_PROXY=http://"+proxy.Addr().String(),
+		"SSL_CERT_FILE="+filepath.Join(dir, "ca.pem"), "SSL_CERT_DIR=/nonexistent")
+	p, err := program.Start(cmd, filepath.Join(dir, "log"))
+	if err != nil {
+		return err
+	}
+	err = p.Ready(func() error {
+		conn, err := dial(s.addr)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
+	if err == nil {
+		s.process, s.pid = p, p.PID()
+	}
+	return err
 }
 
 func (b *bench) publish(dns *dnstest.Server, host *lab.PolicyHost) {
@@ -143,48 +155,10 @@ func (b *bench) publish(dns *dnstest.Server, host *lab.PolicyHost) {
 	dns.Add(zone.String())
 }
 
-// launch starts the program and waits until its socket is there.
-func (s *server) launch(cmd *exec.Cmd, env ...string) error {
-	cmd.Env = append(os.Environ(), env...)
-	if err := cmd.Start(); err != nil {
-		return err
+// usage is what the server has used so far, nothing if that is not to be known.
+func (s *server) usage() (u program.Usage, err error) {
+	if s.pid != 0 {
+		u, err = program.UsageOf(s.pid)
 	}
-	s.pid = cmd.Process.Pid
-	s.undo = append(s.undo, func() {
-		cmd.Process.Signal(syscall.SIGTERM)
-		cmd.Wait()
-	})
-	for end := time.Now().Add(startTime); time.Now().Before(end); time.Sleep(tickTime) {
-		if conn, err := dial(s.addr); err == nil {
-			conn.Close()
-			return nil
-		}
-	}
-	return errors.New("the server does not begin; run it by hand")
-}
-
-// cpu is the CPU time that the server has taken so far.
-func (s *server) cpu() time.Duration {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.pid))
-	if err != nil {
-		return 0
-	}
-	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-	if len(fields) < 13 {
-		return 0
-	}
-	user, _ := strconv.Atoi(fields[11]) // proc_pid_stat(5): utime, the 14th field
-	system, _ := strconv.Atoi(fields[12])
-	return time.Duration(user+system) * tickTime
-}
-
-// memory is what the server has in memory now, in MB.
-func (s *server) memory() float64 {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", s.pid))
-	fields := strings.Fields(string(text))
-	if err != nil || len(fields) < 2 {
-		return 0
-	}
-	pages, _ := strconv.Atoi(fields[1])
-	return float64(pages) * float64(os.Getpagesize()) / 1e6
+	return u, err
 }

@@ -39,24 +39,20 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 	"time"
+
+	"ruapost/bench/internal/program"
 )
 
 func main() {
 	if encoded := os.Getenv(jobVariable); encoded != "" {
 		os.Exit(runJob(encoded))
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "bench/store:", err)
-		os.Exit(1)
-	}
+	program.Main("store", slog.LevelInfo, run)
 }
 
 // run is main with its surroundings as parameters.

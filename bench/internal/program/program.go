@@ -1,14 +1,18 @@
-// Package program builds, starts and measures the programs that load programs are about.
+// Package program is what the load programs share: their main function, and how they
+// build, start and measure the programs that they are about.
 package program
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -20,12 +24,27 @@ import (
 )
 
 const (
-	stopTime = 60 * time.Second // for a program to end
+	startTime = 10 * time.Second // for a program to begin
+	stopTime  = 30 * time.Second // and to end
+	retryTime = 5 * time.Millisecond
 	// samplePeriod is how often the memory of a program is looked at.
 	samplePeriod = 5 * time.Millisecond
 	// clockTick is the unit of CPU times in /proc, USER_HZ.
 	clockTick = 10 * time.Millisecond
 )
+
+// Main is the main function of the load program bench/NAME. The context of run ends with
+// an interrupt or SIGTERM; an error of run is printed and makes the exit status 1. What is
+// below the level is not logged.
+func Main(name string, level slog.Level, run func(ctx context.Context, args []string, out io.Writer) error) {
+	slog.SetLogLoggerLevel(level)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
+		fmt.Fprintf(os.Stderr, "bench/%s: %v\n", name, err)
+		os.Exit(1)
+	}
+}
 
 // Build builds the command of this module at path, such as "cmd/milter", into dir, as
 // "make build" does, and returns the file.
@@ -118,7 +137,7 @@ func (p *Process) sample() {
 
 // look adds what there is to be seen now.
 func (p *Process) look() (Usage, error) {
-	now, err := usage(p.PID())
+	now, err := UsageOf(p.PID())
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err == nil {
@@ -128,9 +147,10 @@ func (p *Process) look() (Usage, error) {
 	return p.used, err
 }
 
-// usage reads /proc/PID. A process that has ended, and was not waited for, has CPU times
-// but no memory.
-func usage(pid int) (u Usage, err error) {
+// UsageOf returns what a process has used that need not have been started here; Anon is
+// what it has now. A process that has ended, and was not waited for, has CPU times but no
+// memory.
+func UsageOf(pid int) (u Usage, err error) {
 	proc := fmt.Sprintf("/proc/%d/", pid)
 	stat, err1 := os.ReadFile(proc + "stat")
 	status, err2 := os.ReadFile(proc + "status")
@@ -175,6 +195,26 @@ func (p *Process) Usage() (Usage, error) {
 		return p.used, nil
 	default:
 		return p.look()
+	}
+}
+
+// Ready calls try until it returns no error. An error means that the process has ended, by
+// itself or because it took too long.
+func (p *Process) Ready(try func() error) error {
+	for began := time.Now(); ; {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		if time.Since(began) > startTime {
+			p.Kill()
+			return p.Failed(fmt.Errorf("not ready: %w", err))
+		}
+		select {
+		case <-p.ended:
+			return p.Failed(cmp.Or(p.err, errors.New("ended at once")))
+		case <-time.After(retryTime):
+		}
 	}
 }
 

@@ -70,6 +70,29 @@ func TestUsage(t *testing.T) {
 	}
 }
 
+// A process is ready when it says so; one that ends before is not waited for.
+func TestReady(t *testing.T) {
+	p, end := start(t)
+	says := func(what string) func() error {
+		return func() error {
+			if said, err := os.ReadFile(p.log); err != nil || !strings.Contains(string(said), what) {
+				return errors.New("it does not say " + what)
+			}
+			return nil
+		}
+	}
+	if err := p.Ready(says("msg=ready")); err != nil {
+		t.Fatal(err)
+	}
+	if u, err := UsageOf(p.PID()); err != nil || u.CPU == 0 || u.Resident < 64<<20 {
+		t.Errorf("%+v, %v", u, err)
+	}
+	end()
+	if err := p.Ready(says("something else")); err == nil || !strings.Contains(err.Error(), "ended at once\nlevel=INFO msg=ready") {
+		t.Errorf("error %v", err)
+	}
+}
+
 // A process that does not end, or ends with an error, says why.
 func TestFailures(t *testing.T) {
 	for name, end := range map[string]func(*Process) error{
