@@ -1,10 +1,12 @@
 #!/bin/sh
-# Prepares a Debian 12 or 13 host for the tests in this folder: one folder with
-# Debian 12's Postfix (3.7) and one with Debian 13's (3.10, with TLSRPT), each a
-# small Debian of its own, with OpenDKIM, unbound and the tools that sign zones for it,
-# so that a Postfix of the host is never touched; and strace(1) on the host, which
-# slows down a disk.
-# Run as root. The first time it takes one or two minutes and 400 MB.
+# Prepares a Debian 12 or 13 host for the tests: one folder with Debian 12's Postfix
+# (3.7) and one with Debian 13's (3.10, with TLSRPT), each a small Debian of its own,
+# with systemd, what ruapost is used beside (OpenDKIM, OpenDMARC, rspamd, the MTA-STS
+# resolver), unbound and the tools that sign zones for it, so that a Postfix of the host
+# is never touched. On the host it installs strace(1), which slows down a disk, and
+# what checks manual pages (mandoc), units (systemd-analyze), containers (buildah,
+# systemd-nspawn) and web pages (chromium); promtool is only unpacked.
+# Run as root. The first time it takes a few minutes and 2 GB.
 #
 #   RUAPOST_E2E_ROOT    where the folders are kept, default /var/cache/ruapost-e2e
 #   RUAPOST_E2E_MIRROR  the Debian mirror, default the one that apt uses here
@@ -21,7 +23,8 @@ fail() {
 [ -e /etc/debian_version ] || fail "needs a Debian host"
 
 missing=
-for need in debootstrap:debootstrap ip:iproute2 strace:strace; do
+for need in debootstrap:debootstrap ip:iproute2 strace:strace mandoc:mandoc systemd-analyze:systemd \
+	systemd-nspawn:systemd-container buildah:buildah chromium:chromium; do
 	command -v "${need%:*}" >/dev/null || missing="$missing ${need#*:}"
 done
 if [ -n "$missing" ]; then
@@ -50,24 +53,36 @@ proxies() {
 		sed 's/^/export /'
 }
 
-# root makes the folder $cache/$1 with Debian release $1 and the packages $2. The
-# name is only given once it is complete, so an interrupted run is redone, as is one
-# for other packages.
+# root makes the folder $cache/$1 with Debian release $1 and the packages $2, and those
+# that the tests of "setup" and of the package need besides. The name is only given once
+# it is complete, so an interrupted run is redone, as is one for other packages.
 root() {
 	release=$1 packages=$2
-	[ "$(cat "$cache/$release/packages" 2>/dev/null)" = "$packages" ] && return
+	[ "$(cat "$cache/$release/packages" 2>/dev/null)" = "$packages $beside" ] && return
 	echo "e2e/setup.sh: installing Debian $release with Postfix in $cache/$release" >&2
 	mkdir -p "$cache"
 	new=$cache/$release.new
 	rm -rf "$new"
-	if ! debootstrap --variant=minbase --include="$packages" "$release" "$new" "$(mirror)" >"$cache/$release.log" 2>&1; then
+	if ! install_root >"$cache/$release.log" 2>&1; then
 		tail -n 20 "$cache/$release.log" >&2
-		fail "debootstrap $release failed, see $cache/$release.log"
+		fail "installing Debian $release failed, see $cache/$release.log"
 	fi
 	rm -rf "$new"/var/cache/apt/archives/*.deb "$new"/var/lib/apt/lists/*
-	echo "$packages" >"$new/packages"
+	echo "$packages $beside" >"$new/packages"
 	rm -rf "${cache:?}/$release"
 	mv "$new" "$cache/$release"
+}
+
+# install_root fills the folder $new. debootstrap cannot order the dependencies of all
+# packages, which apt can; policy-rc.d keeps apt from starting what it installs.
+install_root() {
+	debootstrap --variant=minbase --include="$packages" "$release" "$new" "$(mirror)" &&
+		cp /etc/resolv.conf "$new/etc/resolv.conf" &&
+		printf '#!/bin/sh\nexit 101\n' >"$new/usr/sbin/policy-rc.d" &&
+		chmod 755 "$new/usr/sbin/policy-rc.d" &&
+		chroot "$new" apt-get -qq update &&
+		chroot "$new" env DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $beside &&
+		rm "$new/usr/sbin/policy-rc.d"
 }
 
 eval "$(proxies)"
@@ -75,5 +90,14 @@ eval "$(proxies)"
 mkdir -p "$cache"
 exec 9>"$cache/lock"
 flock 9
+beside="opendmarc rspamd postfix-mta-sts-resolver systemd systemd-sysv dbus"
 root bookworm postfix,opendkim,unbound,ldnsutils,ca-certificates
 root trixie postfix,libtlsrpt0,opendkim,unbound,ldnsutils,ca-certificates
+
+# promtool comes with a server, which would be started if it were installed.
+if [ ! -x "$cache/promtool" ]; then
+	unpacked=$(mktemp -d)
+	trap 'rm -rf "$unpacked"' EXIT
+	(cd "$unpacked" && apt-get -qq update && apt-get -qq -o APT::Sandbox::User=root download prometheus && dpkg-deb -x prometheus_*.deb .)
+	mv "$unpacked/usr/bin/promtool" "$cache/promtool"
+fi
