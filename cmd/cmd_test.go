@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,17 +20,38 @@ import (
 	"ruapost/internal/dnstest"
 )
 
+// programs are the names of the programs, which TestMain builds in the folder bin.
+var programs = []string{"ruapost-milter", "ruapost-tlspolicy", "ruapost-reporter"}
+
+var bin string
+
+func TestMain(m *testing.M) {
+	status, err := buildAndRun(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "cmd:", err)
+		status = 1
+	}
+	os.Exit(status)
+}
+
+func buildAndRun(m *testing.M) (status int, err error) {
+	if bin, err = os.MkdirTemp("", "ruapost-cmd-*"); err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(bin)
+	for _, p := range programs {
+		out, err := exec.Command("go", "build", "-o", filepath.Join(bin, p), "./"+strings.TrimPrefix(p, "ruapost-")).CombinedOutput()
+		if err != nil {
+			return 0, fmt.Errorf("%w\n%s", err, out)
+		}
+	}
+	return m.Run(), nil
+}
+
 // TestScripts runs the scripts in testdata, which read like a session at a terminal,
 // with the real programs. $DNS is a DNS server, which has the records that the command
 // zone gives it; the commands messages and sessions record some in a store.
 func TestScripts(t *testing.T) {
-	bin := t.TempDir()
-	for _, p := range []string{"milter", "tlspolicy", "reporter"} {
-		out, err := exec.Command("go", "build", "-o", filepath.Join(bin, "ruapost-"+p), "./"+p).CombinedOutput()
-		if err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {

@@ -10,6 +10,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -27,6 +28,9 @@ const DefaultPath = "/etc/ruapost/ruapost.toml"
 // Config is a checked configuration. Domain names in it are as
 // ruapost.ParseDomain gives them, file names are absolute.
 type Config struct {
+	// File is where it was read; empty if it was read nowhere.
+	File string
+
 	// OrgName is the reporting organization's name in reports, ReportDomain its
 	// domain: the submitter of reports.
 	OrgName      string
@@ -39,6 +43,7 @@ type Config struct {
 	Reporter  Reporter
 	DKIM      DKIM
 	Metrics   Metrics
+	Web       Web
 }
 
 // Store is the file that the programs share.
@@ -212,6 +217,16 @@ type DKIM struct {
 	KeyFile string
 }
 
+// Web is the page for administrators.
+type Web struct {
+	// Listen is where it is.
+	Listen Listen
+	// PasswordFile has who may see it, empty if everybody may who gets there.
+	PasswordFile string
+	// Hosts are the names that it is reached by, beside localhost and addresses.
+	Hosts []string
+}
+
 // Metrics are the TCP sockets that serve Prometheus metrics, one per daemon. The
 // file has one address for both: the milter's; the TLS policy daemon takes the
 // port after it. Both are the zero Listen if there are to be no metrics.
@@ -227,8 +242,15 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parse(path, string(text), hostname())
+	c, err := Parse(path, string(text))
+	if err == nil {
+		c.File = path
+	}
+	return c, err
 }
+
+// Parse is Load for a text, where file is only told in errors.
+func Parse(file, text string) (*Config, error) { return parse(file, text, hostname()) }
 
 // Default returns the configuration of an empty file.
 func Default() *Config {
@@ -274,6 +296,7 @@ func defaults() *Config {
 			MaxPerDestinationDomain: 50,
 			BounceDelimiter:         "+",
 		},
+		Web: Web{Listen: Listen{"tcp", "127.0.0.1:9186"}},
 	}
 }
 
@@ -281,7 +304,7 @@ func defaults() *Config {
 // from what the file says.
 func (c *Config) derive(host string) {
 	if c.ReportDomain == "" {
-		c.ReportDomain = domainOf(host)
+		c.ReportDomain = DomainOf(host)
 	}
 	if c.OrgName == "" {
 		c.OrgName = c.ReportDomain
@@ -320,7 +343,7 @@ func parse(file, text, host string) (*Config, error) {
 	}
 	c.derive(host)
 	if len(errs) == 0 {
-		for _, check := range []func() (key string, err error){c.DKIM.check, c.Milter.check, c.Reporter.check} {
+		for _, check := range []func() (key string, err error){c.DKIM.check, c.Milter.check, c.Reporter.check, c.Web.check} {
 			if key, err := check(); err != nil {
 				fail(lines[key], key, err)
 			}
@@ -387,4 +410,17 @@ func (r *Reporter) check() (key string, err error) {
 		return "reporter.bounce_maildir", fmt.Errorf("%w; expected another from, or a shorter one", err)
 	}
 	return "", nil
+}
+
+// check returns an error, and the key to tell it of, if others than the users of this host
+// could see the page without a password.
+func (w *Web) check() (key string, err error) {
+	if w.Listen.Network == "unix" || w.PasswordFile != "" {
+		return "", nil
+	}
+	host, _, _ := net.SplitHostPort(w.Listen.Address) // as parseHostPort has made it
+	if addr, err := netip.ParseAddr(host); err == nil && addr.IsLoopback() || host == "localhost" {
+		return "", nil
+	}
+	return "web.listen", fmt.Errorf("%q is no loopback address: everybody could see the page; expected password_file to be set, too", w.Listen)
 }

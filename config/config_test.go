@@ -59,6 +59,7 @@ func TestEmptyFileIsValid(t *testing.T) {
 			MaxPerDestinationDomain: 50,
 			BounceDelimiter:         "+",
 		},
+		Web: Web{Listen: Listen{"tcp", "127.0.0.1:9186"}},
 	}
 	if diff := cmp.Diff(want, got, byValue); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
@@ -123,6 +124,11 @@ textfile = "/srv/ruapost.prom"
 domain = "example.org"
 selector = "a.b"
 key_file = "/etc/key.pem"
+
+[web]
+listen = "unix:/run/ruapost/web.sock"
+password_file = "/etc/web"
+hosts = ["mail.example.org"]
 
 [metrics]
 listen = "tcp:[::1]:9184"
@@ -217,6 +223,7 @@ report = "no"
 		},
 		DKIM:    DKIM{"example.org", "a.b", "/etc/key.pem"},
 		Metrics: Metrics{Listen{"tcp", "[::1]:9184"}, Listen{"tcp", "[::1]:9185"}},
+		Web:     Web{Listen{"unix", "/run/ruapost/web.sock"}, "/etc/web", []string{"mail.example.org"}},
 	}
 	if diff := cmp.Diff(want, got, byValue); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
@@ -307,15 +314,15 @@ func TestErrors(t *testing.T) {
 
 		{
 			"unknown key of the top level", "org = \"x\"\n",
-			`f.toml:1: org: unknown key; expected one of [dkim], [dns], [metrics], [milter], [reporter], [store], [tlspolicy], org_name, override, report_domain, tls_override`,
+			`f.toml:1: org: unknown key; expected one of [dkim], [dns], [metrics], [milter], [reporter], [store], [tlspolicy], [web], org_name, override, report_domain, tls_override`,
 		},
 		{
 			"unknown section", "[milters]\nlisten = []\n",
-			`f.toml:1: milters: unknown key; expected one of [dkim], [dns], [metrics], [milter], [reporter], [store], [tlspolicy], org_name, override, report_domain, tls_override`,
+			`f.toml:1: milters: unknown key; expected one of [dkim], [dns], [metrics], [milter], [reporter], [store], [tlspolicy], [web], org_name, override, report_domain, tls_override`,
 		},
 		{
 			"unknown section of dotted keys", "org_name = \"x\"\nmilters.listen = []\n",
-			`f.toml:2: milters: unknown key; expected one of [dkim], [dns], [metrics], [milter], [reporter], [store], [tlspolicy], org_name, override, report_domain, tls_override`,
+			`f.toml:2: milters: unknown key; expected one of [dkim], [dns], [metrics], [milter], [reporter], [store], [tlspolicy], [web], org_name, override, report_domain, tls_override`,
 		},
 		{"unknown key of a section", "\n[dkim]\n\nkey = \"x\"\n", `f.toml:4: dkim.key: unknown key; expected one of domain, key_file, selector`},
 		{"keys match their case", "[dkim]\nDomain = \"x\"\n", `f.toml:2: dkim.Domain: unknown key; expected one of domain, key_file, selector`},
@@ -475,6 +482,8 @@ func TestErrors(t *testing.T) {
 			"half of dkim", "[dkim]\ndomain = \"\"\nselector = \"s\"\nkey_file = \"/k\"\n",
 			`f.toml:3: dkim.selector: dkim.domain is not set; expected all of domain, selector and key_file, or none`,
 		},
+		{"web beyond loopback", "[web]\nlisten = \"tcp:0.0.0.0:9186\"\n", `f.toml:2: web.listen: "tcp:0.0.0.0:9186" is no loopback address: everybody could see the page; expected password_file to be set, too`},
+		{"web at a name", "[web]\nlisten = \"tcp:mail.example.org:9186\"\n", `f.toml:2: web.listen: "tcp:mail.example.org:9186" is no loopback address: everybody could see the page; expected password_file to be set, too`},
 		{"metrics by unix", "[metrics]\nlisten = \"unix:/x\"\n", `f.toml:2: metrics.listen: "unix:/x": not a tcp socket; expected a socket "tcp:HOST:PORT", or "" for none`},
 		{
 			"metrics at the last port", "[metrics]\nlisten = \"tcp:127.0.0.1:65535\"\n",
@@ -562,8 +571,8 @@ func TestHostNames(t *testing.T) {
 		"out.lab.test":        "lab.test",
 		"ip-10-0-0-1.invalid": "ip-10-0-0-1.invalid",
 	} {
-		if got := domainOf(host); got != want {
-			t.Errorf("domainOf(%q) = %q, want %q", host, got, want)
+		if got := DomainOf(host); got != want {
+			t.Errorf("DomainOf(%q) = %q, want %q", host, got, want)
 		}
 	}
 }
@@ -590,7 +599,9 @@ func TestLoad(t *testing.T) {
 	}
 	write("")
 	c, err := Load(file)
-	if diff := cmp.Diff(Default(), c, byValue); err != nil || diff != "" {
+	want := Default()
+	want.File = file
+	if diff := cmp.Diff(want, c, byValue); err != nil || diff != "" {
 		t.Errorf("empty file is not the default: %v\n%s", err, diff)
 	}
 }
@@ -676,7 +687,7 @@ func TestEveryFieldHasAKey(t *testing.T) {
 	}
 	keys := c.keys()
 	v := reflect.ValueOf(*c)
-	fields := 0
+	fields := -1 // File
 	for i := range v.NumField() {
 		f := v.Field(i)
 		if f.Kind() == reflect.Struct && f.Type() != reflect.TypeFor[Metrics]() { // Metrics has one key

@@ -70,10 +70,14 @@ func syntaxError(file string, err error) error {
 	if !errors.As(err, &syntax) {
 		return fmt.Errorf("%s: %w", file, err)
 	}
+	mend := ""
+	if strings.HasPrefix(syntax.Message, `expected value but found "`) {
+		mend = `; strings stand in quotes, as in report_domain = "example.org"`
+	}
 	return &Error{
 		File: file,
 		Line: syntax.Position.Line,
-		Err:  fmt.Errorf("no valid TOML: %s", ruapost.Clean(syntax.Message, 200)),
+		Err:  fmt.Errorf("no valid TOML: %s%s", ruapost.Clean(syntax.Message, 200), mend),
 	}
 }
 

@@ -42,10 +42,10 @@ func fullName(short, hosts string) string {
 	return short
 }
 
-// domainOf returns the domain that a host belongs to: its name without the first
+// DomainOf returns the domain that a host belongs to: its name without the first
 // label, unless what remains is a top-level domain or another one that belongs
 // to the public.
-func domainOf(host string) string {
+func DomainOf(host string) string {
 	_, parent, _ := strings.Cut(host, ".")
 	if parent == "" {
 		return host

@@ -78,14 +78,14 @@ func (c *Config) keys() map[string]setter {
 		"milter.public_suffix_list":   one(&c.Milter.SuffixList, aFile+`, or "" for the built-in list`, optional(parsePath)),
 		"milter.report_on":            one(&c.Milter.ReportUnknown, `"known" or "all"`, choice("known", "all")),
 		"milter.budget":               one(&c.Milter.Budget, `a time from "1s" to "40s"`, timeBetween(minBudget, maxBudget)),
-		"milter.trusted_networks":     list(&c.Milter.TrustedNetworks, 0, networks, parseNetwork),
+		"milter.trusted_networks":     list(&c.Milter.TrustedNetworks, 0, networks, ParseNetwork),
 
 		"override":     c.Milter.setOverrides,
 		"tls_override": c.TLSPolicy.setOverrides,
 
 		"tlspolicy.listen":         list(&c.TLSPolicy.Listen, 1, sockets, ParseListen),
 		"tlspolicy.tlsrpt":         one(&c.TLSPolicy.TLSRPT, `a socket "unix:/PATH", or "" for none`, optional(parseUnix)),
-		"tlspolicy.allow_networks": list(&c.TLSPolicy.AllowNetworks, 0, networks, parseNetwork),
+		"tlspolicy.allow_networks": list(&c.TLSPolicy.AllowNetworks, 0, networks, ParseNetwork),
 		"tlspolicy.testing_mode":   one(&c.TLSPolicy.ReportTesting, `"off" or "report"`, choice("off", "report")),
 		"tlspolicy.on_error":       one(&c.TLSPolicy.DeferOnError, `"open" or "defer"`, choice("open", "defer")),
 		"tlspolicy.maillog":        list(&c.TLSPolicy.Maillog, 0, `"journal", or absolute paths of log files`, parseMaillog),
@@ -107,7 +107,7 @@ func (c *Config) keys() map[string]setter {
 		"reporter.max_report_size":  size(&c.Reporter.MaxReportSize, `a size from "1MB" to "100MB", or as many octets`, minReportSize, maxReportSize),
 		"reporter.tls_success_only": boolean(&c.Reporter.TLSFailuresOnly, false),
 		"reporter.https_verify":     boolean(&c.Reporter.HTTPSUnverified, false),
-		"reporter.allow_networks":   list(&c.Reporter.AllowNetworks, 0, networks, parseNetwork),
+		"reporter.allow_networks":   list(&c.Reporter.AllowNetworks, 0, networks, ParseNetwork),
 
 		"reporter.max_reports_per_run":        number(&c.Reporter.MaxReportsPerRun, mails, 0, maxMails),
 		"reporter.max_reports_per_day":        number(&c.Reporter.MaxReportsPerDay, mails, 0, maxMails),
@@ -120,6 +120,10 @@ func (c *Config) keys() map[string]setter {
 		"dkim.domain":   one(&c.DKIM.Domain, aDomain+`, or "" for none`, optional(ruapost.ParseDomain)),
 		"dkim.selector": one(&c.DKIM.Selector, `a selector such as "mail2026", or "" for none`, optional(ruapost.ParseSelector)),
 		"dkim.key_file": one(&c.DKIM.KeyFile, aFile+`, or "" for none`, optional(parsePath)),
+
+		"web.listen":        one(&c.Web.Listen, `a socket such as "tcp:127.0.0.1:9186" or "unix:/run/ruapost/web.sock"`, ParseListen),
+		"web.password_file": one(&c.Web.PasswordFile, aFile+`, or "" for none`, optional(parsePath)),
+		"web.hosts":         list(&c.Web.Hosts, 0, `names of this host such as "mail.example.org"`, ruapost.ParseDomain),
 
 		"metrics.listen": one(&c.Metrics, `a socket "tcp:HOST:PORT", or "" for none`, optional(parseMetrics)),
 	}
@@ -423,9 +427,9 @@ func parseServer(s string) (string, error) {
 	return server.String(), nil
 }
 
-// parseNetwork accepts a network, or an address as the network of itself. Postfix puts
+// ParseNetwork accepts a network, or an address as the network of itself. Postfix puts
 // brackets around IPv6 addresses.
-func parseNetwork(s string) (netip.Prefix, error) {
+func ParseNetwork(s string) (netip.Prefix, error) {
 	if rest, ok := strings.CutPrefix(s, "["); ok {
 		s = strings.Replace(rest, "]", "", 1)
 	}

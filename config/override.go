@@ -110,7 +110,7 @@ func parseOverride(table map[string]any) (Override, error) {
 	const domains = `domains such as "example.org"`
 	o := Override{Type: ruapost.OverrideLocalPolicy}
 	keys := map[string]setter{
-		"source":    oneOrMore(&o.Sources, networks, parseNetwork),
+		"source":    oneOrMore(&o.Sources, networks, ParseNetwork),
 		"dkim":      oneOrMore(&o.DKIM, domains, ruapost.ParseDomain),
 		"spf":       oneOrMore(&o.SPF, domains, ruapost.ParseDomain),
 		"list_id":   oneOrMore(&o.ListIDs, `list identifiers such as "list.example.org", without angle brackets`, parseListID),

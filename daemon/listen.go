@@ -82,47 +82,60 @@ func ListenPacket(name string, at config.Listen) (*net.UnixConn, error) {
 }
 
 func openListener(at config.Listen) (net.Listener, error) {
-	if at.Network != "unix" {
-		l, err := net.Listen(at.Network, at.Address)
-		if err != nil {
-			return nil, fmt.Errorf("listen on %s: %w", at, err)
+	if at.Network == "unix" {
+		if err := clearSocket("unix", at.Address); err != nil {
+			return nil, listenError(at, err)
 		}
-		return l, nil
 	}
-	if err := clearSocket("unix", at.Address); err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", at, err)
-	}
-	l, err := net.Listen("unix", at.Address)
+	l, err := net.Listen(at.Network, at.Address)
 	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", at, err)
+		return nil, listenError(at, err)
 	}
-	if err := os.Chmod(at.Address, socketMode); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("listen on %s: %w", at, err)
+	if at.Network == "unix" {
+		if err := os.Chmod(at.Address, socketMode); err != nil {
+			l.Close()
+			return nil, listenError(at, err)
+		}
 	}
 	return l, nil
 }
 
 func openPacketConn(at config.Listen) (*net.UnixConn, error) {
 	if err := clearSocket("unixgram", at.Address); err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", at, err)
+		return nil, listenError(at, err)
 	}
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: at.Address, Net: "unixgram"})
 	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", at, err)
+		return nil, listenError(at, err)
 	}
 	if err := os.Chmod(at.Address, socketMode); err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("listen on %s: %w", at, err)
+		return nil, listenError(at, err)
 	}
 	return conn, nil
+}
+
+// listenError tells of a socket that cannot be opened, and what to do about it.
+func listenError(at config.Listen, err error) error {
+	mend := ""
+	switch {
+	case errors.Is(err, fs.ErrPermission) && at.Network == "unix":
+		mend = fmt.Sprintf("; who runs this must be able to write to %s, as the user ruapost that systemd starts it as", filepath.Dir(at.Address))
+	case errors.Is(err, fs.ErrPermission):
+		mend = "; take a port above 1023"
+	case errors.Is(err, syscall.EADDRINUSE):
+		mend = "; 'ss -ltnp' shows by whom: end that, or take another port"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		mend = "; 'ip addr' shows the addresses of this host"
+	}
+	return fmt.Errorf("listen on %s: %w%s", at, err, mend)
 }
 
 // clearSocket makes way for a unix socket. It removes one that is there only if
 // nobody listens on it.
 func clearSocket(network, path string) error {
 	if _, err := os.Stat(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("directory %s does not exist", filepath.Dir(path))
+		return fmt.Errorf("directory %s does not exist; 'systemd-tmpfiles --create' makes it if contrib/systemd/tmpfiles.d is installed", filepath.Dir(path))
 	}
 	info, err := os.Lstat(path)
 	switch {
@@ -131,13 +144,13 @@ func clearSocket(network, path string) error {
 	case err != nil:
 		return err
 	case info.Mode().Type() != fs.ModeSocket:
-		return errors.New("there is something that is not a socket")
+		return errors.New("there is something that is not a socket; move it away, or listen elsewhere")
 	}
 	conn, err := net.DialTimeout(network, path, time.Second)
 	switch {
 	case err == nil:
 		conn.Close()
-		return errors.New("another process listens there")
+		return errors.New("another process listens there: systemd, so that it is to be started by systemctl, or this program, started before")
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return os.Remove(path)
 	}

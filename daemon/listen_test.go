@@ -48,7 +48,7 @@ func TestUnixSocket(t *testing.T) {
 			conn.Close()
 
 			_, err = open(path)
-			if err == nil || err.Error() != "listen on unix:"+path+": another process listens there" {
+			if err == nil || !strings.HasPrefix(err.Error(), "listen on unix:"+path+": another process listens there: ") {
 				t.Errorf("second time: %v", err)
 			}
 		})
@@ -89,8 +89,8 @@ func TestUnixSocketErrors(t *testing.T) {
 	}
 	for network, open := range unixSockets {
 		for path, want := range map[string]string{
-			file:                                 ": there is something that is not a socket",
-			filepath.Join(dir, "none", "s"):      ": directory " + filepath.Join(dir, "none") + " does not exist",
+			file:                                 ": there is something that is not a socket; move it away, or listen elsewhere",
+			filepath.Join(dir, "none", "s"):      ": directory " + filepath.Join(dir, "none") + " does not exist; 'systemd-tmpfiles --create' makes it if contrib/systemd/tmpfiles.d is installed",
 			filepath.Join(file, "s"):             ": lstat " + filepath.Join(file, "s") + ": not a directory",
 			dir + "/" + strings.Repeat("x", 200): ": bind: invalid argument",
 		} {
@@ -161,7 +161,7 @@ func TestListenAllOrNothing(t *testing.T) {
 	defer taken.Close()
 	address := taken.Addr().String()
 	_, err = Listen("x", []config.Listen{{Network: "unix", Address: path}, {Network: "tcp", Address: address}})
-	want := "listen on tcp:" + address + ": listen tcp " + address + ": bind: address already in use"
+	want := "listen on tcp:" + address + ": listen tcp " + address + ": bind: address already in use; 'ss -ltnp' shows by whom: end that, or take another port"
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}

@@ -12,6 +12,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"testing"
@@ -23,7 +25,7 @@ import (
 // The test binary is also the daemon that process tests start.
 func TestMain(m *testing.M) {
 	if os.Getenv("RUAPOST_TEST_DAEMON") != "" {
-		Main("toyd", runToy)
+		Main("toyd", "", runToy)
 	}
 	os.Exit(m.Run())
 }
@@ -307,16 +309,19 @@ func TestExitStatus(t *testing.T) {
 		{name: "good", args: []string{"-config", good}, ran: true},
 		{name: "run fails", args: []string{"-config", good}, err: errors.New("broken"), status: 1, ran: true, stderr: `level=ERROR msg="toy failed" err=broken`},
 		{name: "faults that are printed already", args: []string{"-config", good}, err: ErrFound, status: 1, ran: true},
-		{name: "usage", args: []string{"-config", good}, err: fmt.Errorf("%w: no command", ErrUsage), status: 2, ran: true, stderr: "toy: usage error: no command\nusage: toy [-config FILE] [-check] [-version] COMMAND\n"},
+		{name: "usage", args: []string{"-config", good}, err: fmt.Errorf("%w: no command", ErrUsage), status: 2, ran: true, stderr: "toy: usage error: no command\nusage: toy [-config FILE] [-check] [-version] COMMAND\n\n  -config FILE "},
 		{name: "usage of a command", args: []string{"-config", good, "sned"}, err: fmt.Errorf("%w: no command sned", ErrUsage), status: 2, ran: true, stderr: "toy: usage error: no command sned\n"},
 		{
 			name: "bad configuration", args: []string{"-config", bad}, status: 2,
 			stderr: bad + ":2: store.path: 1 is a number; expected an absolute path\n" + bad + ":3: store.file: unknown key; expected one of path, record_timeout\n",
 		},
 		{name: "no configuration", args: []string{"-config", dir + "/none.toml"}, status: 2, stderr: "open " + dir + "/none.toml: no such file or directory\n"},
-		{name: "unknown flag", args: []string{"-conf", good}, status: 2, stderr: "flag provided but not defined: -conf\n"},
-		{name: "version", args: []string{"-version"}, stdout: "toy " + ruapost.Version + " (go"},
-		{name: "help", args: []string{"-help"}, stderr: "usage: toy"},
+		{name: "unknown flag", args: []string{"-conf", good}, status: 2, stderr: "toy: usage error: flag provided but not defined: -conf; did you mean \"-config\"?\nsee: toy -help\n"},
+		{name: "version", args: []string{"-version"}, stdout: "toy " + ruapost.Version + " ("},
+		{name: "the word version", args: []string{"version"}, stdout: "toy " + ruapost.Version + " ("},
+		{name: "help", args: []string{"-help"}, stdout: "usage: toy [-config FILE] [-check] [-version] COMMAND\n\n  -config FILE "},
+		{name: "the word help", args: []string{"help"}, stdout: "usage: toy "},
+		{name: "check", args: []string{"-check", "-config", good}, stdout: "No mistakes found"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -401,5 +406,70 @@ func TestStopIsNoFault(t *testing.T) {
 		if got := IsStop(tt.err); got != tt.want {
 			t.Errorf("%q: %v", tt.err, got)
 		}
+	}
+}
+
+// Without a repository at the build there is no commit to tell.
+func TestBuildVersion(t *testing.T) {
+	revision := debug.BuildSetting{Key: "vcs.revision", Value: "0123456789abcdef0123456789abcdef01234567"}
+	for want, settings := range map[string][]debug.BuildSetting{
+		ruapost.Version + " (" + runtime.Version() + ")":                            nil,
+		ruapost.Version + " (commit 0123456789ab, " + runtime.Version() + ")":       {revision, {Key: "vcs.modified", Value: "false"}},
+		ruapost.Version + " (commit 0123456789ab+dirty, " + runtime.Version() + ")": {revision, {Key: "vcs.modified", Value: "true"}},
+		ruapost.Version + " (commit 0123, " + runtime.Version() + ")":               {{Key: "vcs.revision", Value: "0123"}},
+	} {
+		if got := buildVersion(&debug.BuildInfo{Settings: settings}); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+func TestIsTerminal(t *testing.T) {
+	f, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if IsTerminal(f) || IsTerminal(io.Discard) {
+		t.Error("/dev/null, or what is no file, is a terminal")
+	}
+}
+
+// Who starts for the first time learns what to do, once and not from every command.
+func TestFirstStart(t *testing.T) {
+	defer slog.SetDefault(slog.Default())
+	defer func(path string) { defaultPath = path }(defaultPath)
+	defaultPath = filepath.Join(t.TempDir(), "ruapost.toml")
+	run := func(serves bool, err error, args ...string) (stdout, stderr string) {
+		p := &program{name: "toy", usage: "[COMMAND]", serves: serves, run: func(context.Context, *config.Config, []string) error { return err }}
+		var out, log bytes.Buffer
+		p.main(args, &out, &log)
+		return out.String(), log.String()
+	}
+	told := func(text string) bool {
+		for _, step := range firstSteps {
+			if !strings.Contains(text, step) {
+				return false
+			}
+		}
+		return true
+	}
+	if _, log := run(true, nil); !told(log) || strings.Count(log, "level=INFO") != len(firstSteps) {
+		t.Errorf("a daemon says:\n%s", log)
+	}
+	if _, log := run(false, fmt.Errorf("%w: no command", ErrUsage)); !told(log) || !strings.Contains(log, "usage: toy") {
+		t.Errorf("a tool without a command says:\n%s", log)
+	}
+	if _, log := run(true, nil, "query"); told(log) {
+		t.Errorf("a command says:\n%s", log)
+	}
+	if out, log := run(true, nil, "-check"); told(log) || !strings.Contains(out, "There is no "+config.DefaultPath) {
+		t.Errorf("-check says:\n%s%s", out, log)
+	}
+	if err := os.WriteFile(defaultPath, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, log := run(true, nil); told(log) {
+		t.Errorf("with a configuration a daemon says:\n%s", log)
 	}
 }

@@ -8,10 +8,24 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/net/netutil"
 
 	"ruapost/config"
+	"ruapost/internal/metric"
+)
+
+var (
+	programInfo = promauto.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "ruapost_build_info",
+		Help: "Always 1: which program this is, its version, and that of Go it was built with.",
+	}, []string{"program", "version", "goversion"})
+	configReloads = metric.NewCounterVec(prometheus.CounterOpts{
+		Name: "ruapost_config_reloads_total",
+		Help: "Reloads of the configuration by result: ok, or failed, so that the old one stays in force.",
+	}, "result", "ok", "failed")
 )
 
 // maxMetricsConns bounds the connections of those that watch.

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"ruapost"
+	"ruapost/internal/metric"
 )
 
 const (
@@ -31,22 +32,23 @@ var (
 		Name: "ruapost_connections",
 		Help: "Connections being handled.",
 	}, []string{"server"})
+	connectionsLimit = promauto.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "ruapost_connections_limit",
+		Help: "Connections that are handled at a time at most.",
+	}, []string{"server"})
 	accepted = promauto.NewCounterVec(prometheus.CounterOpts{
-		Name: "ruapost_connections_total",
+		Name: "ruapost_connections_accepted_total",
 		Help: "Connections accepted.",
 	}, []string{"server"})
 	limitWaits = promauto.NewCounterVec(prometheus.CounterOpts{
-		Name: "ruapost_connection_limit_total",
+		Name: "ruapost_connections_delayed_total",
 		Help: "Connections that had to wait because as many as allowed were being handled.",
 	}, []string{"server"})
 	acceptErrors = promauto.NewCounterVec(prometheus.CounterOpts{
-		Name: "ruapost_accept_errors_total",
+		Name: "ruapost_connections_accept_errors_total",
 		Help: "Failures to accept a connection.",
 	}, []string{"server"})
-	panics = promauto.NewCounterVec(prometheus.CounterOpts{
-		Name: "ruapost_handler_panics_total",
-		Help: "Connections closed because handling them panicked.",
-	}, []string{"server"})
+	panics = metric.NewPanics("connection")
 )
 
 // Server accepts connections and has each handled on its own, whatever happens
@@ -78,6 +80,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) {
 		slots:  make(chan struct{}, s.MaxConns),
 		conns:  make(map[net.Conn]struct{}),
 	}
+	r.begin()
 	unregister := context.AfterFunc(ctx, func() {
 		for _, l := range listeners {
 			l.Close()
@@ -101,6 +104,15 @@ type serverRun struct {
 	mu       sync.Mutex
 	conns    map[net.Conn]struct{} // being handled
 	limitLog time.Time             // of the last log line about MaxConns
+}
+
+// begin sets the server's metrics to what they are before the first connection.
+func (r *serverRun) begin() {
+	connections.WithLabelValues(r.Name)
+	connectionsLimit.WithLabelValues(r.Name).Set(float64(r.MaxConns))
+	for _, c := range []*prometheus.CounterVec{accepted, limitWaits, acceptErrors} {
+		c.WithLabelValues(r.Name)
+	}
 }
 
 // accept is the loop of one listener.
@@ -176,7 +188,7 @@ func (r *serverRun) handle(ctx context.Context, conn net.Conn) {
 	r.mu.Unlock()
 	defer func() {
 		if v := recover(); v != nil {
-			panics.WithLabelValues(r.Name).Inc()
+			panics.Inc()
 			slog.Error("panic, connection closed", "server", r.Name,
 				"panic", ruapost.Clean(fmt.Sprint(v), 500), "stack", string(debug.Stack()))
 		}

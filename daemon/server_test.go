@@ -61,9 +61,9 @@ func (l *pipeListener) dial() net.Conn {
 }
 
 // counting returns how much a counter has grown since.
-func counting(counter *prometheus.CounterVec, server string) func() float64 {
-	before := testutil.ToFloat64(counter.WithLabelValues(server))
-	return func() float64 { return testutil.ToFloat64(counter.WithLabelValues(server)) - before }
+func counting(counter prometheus.Counter) func() float64 {
+	before := testutil.ToFloat64(counter)
+	return func() float64 { return testutil.ToFloat64(counter) - before }
 }
 
 // say sends one byte and reads one.
@@ -93,7 +93,7 @@ func serve(t *testing.T, s *Server) (l *pipeListener, stop func()) {
 
 func TestServeOnRealSockets(t *testing.T) {
 	defer goleak.VerifyNone(t)
-	counted := counting(accepted, "real")
+	counted := counting(accepted.WithLabelValues("real"))
 	listeners, err := Listen("echo", []config.Listen{
 		{Network: "unix", Address: filepath.Join(t.TempDir(), "s")},
 		{Network: "tcp", Address: "127.0.0.1:0"},
@@ -155,7 +155,7 @@ func TestServeOnRealSockets(t *testing.T) {
 }
 
 func TestConnectionLimitMakesPeersWait(t *testing.T) {
-	counted := counting(limitWaits, "limit")
+	counted := counting(limitWaits.WithLabelValues("limit"))
 	synctest.Test(t, func(t *testing.T) {
 		l, stop := serve(t, &Server{Name: "limit", Handle: echo, MaxConns: 1})
 		first := l.dial()
@@ -188,7 +188,7 @@ func TestConnectionLimitMakesPeersWait(t *testing.T) {
 }
 
 func TestAcceptErrorsDoNotEndServe(t *testing.T) {
-	counted := counting(acceptErrors, "errors")
+	counted := counting(acceptErrors.WithLabelValues("errors"))
 	synctest.Test(t, func(t *testing.T) {
 		l, stop := serve(t, &Server{Name: "errors", Handle: echo, MaxConns: 1})
 		start := time.Now()
@@ -217,7 +217,7 @@ func TestAcceptErrorsDoNotEndServe(t *testing.T) {
 }
 
 func TestPanicClosesOneConnection(t *testing.T) {
-	counted := counting(panics, "panics")
+	counted := counting(panics)
 	synctest.Test(t, func(t *testing.T) {
 		l, stop := serve(t, &Server{Name: "panics", MaxConns: 1, Handle: func(ctx context.Context, conn net.Conn) {
 			if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
@@ -291,6 +291,21 @@ func TestListenerClosedByOthers(t *testing.T) {
 		conn.Close()
 		<-done
 	})
+}
+
+// An alert on the first step of a counter needs it to be there before.
+func TestServerMetricsFromTheStart(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	(&Server{Name: "idle", MaxConns: 7}).Serve(ctx)
+	for name, vec := range map[string]*prometheus.CounterVec{"accepted": accepted, "delayed": limitWaits, "errors": acceptErrors} {
+		if !vec.DeleteLabelValues("idle") {
+			t.Errorf("there was no counter of connections %s", name)
+		}
+	}
+	if got := testutil.ToFloat64(connectionsLimit.WithLabelValues("idle")); got != 7 {
+		t.Errorf("limit %v", got)
+	}
 }
 
 func TestServeMetrics(t *testing.T) {

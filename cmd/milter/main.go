@@ -6,12 +6,14 @@ import (
 	"context"
 	"log/slog"
 	"runtime/debug"
+	"sync"
 
 	"ruapost/bboltstore"
 	"ruapost/config"
 	"ruapost/daemon"
 	"ruapost/inbound"
 	"ruapost/resolver"
+	"ruapost/totals"
 )
 
 // maxConnections is far above what Postfix has by default: default_process_limit
@@ -23,9 +25,17 @@ const maxConnections = 1000
 // the CPU time goes into collecting it.
 const gcPercent = 200
 
+const usage = `
+The milter for mail that comes in: it finds out what DMARC says of each message,
+writes that on top of it, and records it for the reports. systemd starts it
+(ruapost-milter.service); by hand it runs until Ctrl-C. On SIGHUP it reads the
+configuration again. "man ruapost-milter" says more.
+
+Example: ruapost-milter -check`
+
 func main() {
 	debug.SetGCPercent(gcPercent)
-	daemon.Main("ruapost-milter", run)
+	daemon.Main("ruapost-milter", usage, run)
 }
 
 func run(ctx context.Context, cfg *config.Config, reloads <-chan *config.Config) (err error) {
@@ -51,7 +61,8 @@ func run(ctx context.Context, cfg *config.Config, reloads <-chan *config.Config)
 	if err != nil {
 		return err
 	}
-	service := &inbound.Service{Config: judgement, Resolver: dns, Recorder: store}
+	counter := totals.New(store)
+	service := &inbound.Service{Config: judgement, Resolver: dns, Recorder: store, Totals: counter}
 	go func() {
 		for cfg := range reloads {
 			if judgement, err := inboundConfig(cfg); err != nil {
@@ -67,7 +78,12 @@ func run(ctx context.Context, cfg *config.Config, reloads <-chan *config.Config)
 	go daemon.ServeMetrics(ctx, cfg.Metrics.Milter)
 	daemon.Ready()
 	server := &daemon.Server{Name: "milter", Handle: service.ServeConn, MaxConns: maxConnections}
+	var counting sync.WaitGroup
+	judged := make(chan struct{})
+	counting.Go(func() { counter.Run(ctx, judged) })
 	server.Serve(ctx, listeners...)
+	close(judged)
+	counting.Wait()
 	return nil
 }
 

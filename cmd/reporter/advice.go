@@ -3,47 +3,24 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"strings"
 
-	"golang.org/x/sys/unix"
-
+	"ruapost"
 	"ruapost/config"
-	"ruapost/daemon"
 	"ruapost/reporting"
 )
 
-// advised returns the error of a command with what to do about it, if that is known. At a
-// terminal it prints it as a line for people, and returns one that is not logged.
-func advised(cfg *config.Config, args []string, err error) error {
-	if err == nil || err == daemon.ErrFound || daemon.IsStop(err) || errors.Is(err, daemon.ErrUsage) {
-		return err
-	}
-	file, ok := errors.AsType[*fs.PathError](err)
-	switch {
-	case errors.Is(err, reporting.ErrBusy):
-		err = fmt.Errorf("%w: the timer's run is sending, which may take %s; \"systemctl stop ruapost-reporter\" ends it "+
+// advised returns the error of a command with what to do about it, where daemon.Advise
+// does not know.
+func advised(cfg *config.Config, err error) error {
+	if errors.Is(err, reporting.ErrBusy) {
+		return fmt.Errorf("%w: the timer's run is sending, which may take %s; \"systemctl stop ruapost-reporter\" ends it "+
 			"between two mails and loses nothing, then repeat this", err, max(cfg.Reporter.Spread, 0))
-	case ok && (strings.HasPrefix(file.Path, cfg.Store.Path) || strings.HasPrefix(file.Path, cfg.Reporter.Outbox)):
-		err = fileAdvice(file, args)
 	}
-	if !isTerminal(os.Stderr) {
-		return err
+	if errors.Is(err, ruapost.ErrNoReport) {
+		return fmt.Errorf("%w; '%s history' shows those that there are", err, program)
 	}
-	fmt.Fprintf(os.Stderr, "%s: %v\n", program, err)
-	return daemon.ErrFound
-}
-
-// fileAdvice returns an error about the store or the outbox with what to do about it.
-func fileAdvice(err *fs.PathError, args []string) error {
-	switch {
-	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%w; run it as root, or: sudo -u ruapost %s %s", err, program, strings.Join(args, " "))
-	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%w; \"systemd-tmpfiles --create\" makes the folder, store.path and reporter.outbox say which", err)
-	case errors.Is(err, unix.EROFS):
-		return fmt.Errorf("%w; mount it to be written to, the kernel's log may say why it is not", err)
+	if errors.Is(err, reporting.ErrNothing) {
+		return fmt.Errorf("%w; '%s list' shows about whom something is", err, program)
 	}
 	return err
 }

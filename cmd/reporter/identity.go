@@ -1,12 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -21,9 +22,9 @@ import (
 	"ruapost/resolver"
 )
 
-// checkCommand tells whether receivers take the reports of this host, and what the DNS
+// checkIdentity tells whether receivers take the reports of this host, and what the DNS
 // should have for that. Its error is daemon.ErrFound if there are faults.
-func checkCommand(ctx context.Context, cfg *config.Config, asJSON bool, w io.Writer) error {
+func checkIdentity(ctx context.Context, cfg *config.Config, asJSON bool, w io.Writer) error {
 	dns, err := resolver.New(resolver.Config{Servers: cfg.DNS.Servers})
 	if err != nil {
 		return err
@@ -31,9 +32,7 @@ func checkCommand(ctx context.Context, cfg *config.Config, asJSON bool, w io.Wri
 	defer dns.Close()
 	findings, records := check.Reporter(ctx, cfg, check.Host{Resolver: dns})
 	if asJSON {
-		enc := json.NewEncoder(w)
-		enc.SetEscapeHTML(false)
-		err = enc.Encode(struct {
+		err = writeJSON(w, struct {
 			Findings []check.Finding `json:"findings"`
 			Records  []check.Record  `json:"records"`
 		}{findings, records})
@@ -49,19 +48,25 @@ func checkCommand(ctx context.Context, cfg *config.Config, asJSON bool, w io.Wri
 // keyGroup is the group that may read a key that root makes: the reporter's.
 const keyGroup = "ruapost"
 
-// keygenCommand makes a key for [dkim] in a new file, and tells what to do with it.
-func keygenCommand(cfg *config.Config, args []string, w io.Writer) error {
-	from := cfg.Reporter.From
-	// Not the selector in use: that of the old key has to stay in the DNS for some days.
-	domain, selector := from[strings.LastIndexByte(from, '@')+1:], "ruapost"+time.Now().UTC().Format("20060102")
+func dkimKeygenCommand(args []string) (action, error) {
+	var domain, selector string
 	operands, err := parse("dkim-keygen", args, 1, 1, func(flags *flag.FlagSet) {
-		flags.StringVar(&domain, "domain", domain, "")
-		flags.StringVar(&selector, "selector", selector, "")
+		flags.StringVar(&domain, "domain", "", "")
+		flags.StringVar(&selector, "selector", "", "")
 	})
-	if err != nil {
-		return err
-	}
-	file, err := filepath.Abs(operands[0])
+	return func(_ context.Context, t *tools) error {
+		return keygen(t.cfg, operands[0], domain, selector, os.Stdout)
+	}, err
+}
+
+// keygen makes a key for [dkim] in a new file, and tells what to do with it. An empty domain
+// is that of reporter.from, an empty selector a new one.
+func keygen(cfg *config.Config, file, domain, selector string, w io.Writer) error {
+	from := cfg.Reporter.From
+	domain = cmp.Or(domain, from[strings.LastIndexByte(from, '@')+1:])
+	// Not the selector in use: that of the old key has to stay in the DNS for some days.
+	selector = cmp.Or(selector, "ruapost"+time.Now().UTC().Format("20060102"))
+	file, err := filepath.Abs(file)
 	if err != nil {
 		return err
 	}
@@ -69,7 +74,14 @@ func keygenCommand(cfg *config.Config, args []string, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := writeKey(file, key); err != nil {
+	switch err := writeKey(file, key); {
+	case errors.Is(err, fs.ErrExist):
+		return fmt.Errorf("dkim-keygen: %w, and is never overwritten; name a new one", err)
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("dkim-keygen: %w; make the folder first: mkdir -p %s", err, filepath.Dir(file))
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("dkim-keygen: %w; run it as root", err)
+	case err != nil:
 		return fmt.Errorf("dkim-keygen: %w", err)
 	}
 	signer, err := compose.LoadSigner(domain, selector, file)

@@ -22,7 +22,7 @@ func TestKeygen(t *testing.T) {
 	cfg.Reporter.From = "noreply@reports.example.org"
 	file := filepath.Join(t.TempDir(), "dkim.pem")
 	var out bytes.Buffer
-	if err := keygenCommand(cfg, []string{"-selector", "s1", file}, &out); err != nil {
+	if err := keygen(cfg, file, "", "s1", &out); err != nil {
 		t.Fatal(err)
 	}
 	if info, err := os.Stat(file); err != nil || info.Mode() != 0o640 {
@@ -50,7 +50,7 @@ func TestKeygen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := keygenCommand(cfg, []string{file}, &out); !errors.Is(err, fs.ErrExist) {
+	if err := keygen(cfg, file, "", "", &out); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("a key is there already: %v", err)
 	}
 	if after, err := os.ReadFile(file); err != nil || !bytes.Equal(after, before) {
@@ -62,11 +62,11 @@ func TestKeygenRefuses(t *testing.T) {
 	cfg := config.Default()
 	file := filepath.Join(t.TempDir(), "dkim.pem")
 	for _, args := range [][]string{{}, {file, "x"}, {"-bts", "1", file}} {
-		if err := keygenCommand(cfg, args, &bytes.Buffer{}); !errors.Is(err, daemon.ErrUsage) {
+		if _, err := dkimKeygenCommand(args); !errors.Is(err, daemon.ErrUsage) {
 			t.Errorf("%q: %v", args, err)
 		}
 	}
-	if err := keygenCommand(cfg, []string{"-domain", "a..b", file}, &bytes.Buffer{}); err == nil {
+	if err := keygen(cfg, file, "a..b", "", &bytes.Buffer{}); err == nil {
 		t.Error("a key for a..b was made")
 	}
 	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
@@ -84,7 +84,7 @@ func TestCheckCommand(t *testing.T) {
 	cfg.DNS.Servers = []string{dns.Addr}
 	cfg.Reporter.From = "noreply@reports.example.org"
 	var out bytes.Buffer
-	if err := checkCommand(t.Context(), cfg, false, &out); err != daemon.ErrFound {
+	if err := checkIdentity(t.Context(), cfg, false, &out); err != daemon.ErrFound {
 		t.Errorf("%v; want that faults were found", err)
 	}
 	for _, want := range []string{"FAULT    reports.example.org has neither MX records nor an address", "\n_dmarc.reports.example.org. IN TXT \"v=DMARC1; p=none\"\n"} {
@@ -93,7 +93,7 @@ func TestCheckCommand(t *testing.T) {
 		}
 	}
 	out.Reset()
-	if err := checkCommand(t.Context(), cfg, true, &out); err != daemon.ErrFound {
+	if err := checkIdentity(t.Context(), cfg, true, &out); err != daemon.ErrFound {
 		t.Errorf("%v; want that faults were found", err)
 	}
 	var got struct {

@@ -7,8 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"strings"
+	"os"
 
 	"ruapost/bboltstore"
 	"ruapost/config"
@@ -35,20 +34,20 @@ func run(ctx context.Context, cfg *config.Config, args []string) error {
 		return fmt.Errorf("%w: no command", daemon.ErrUsage)
 	}
 	act, err := command(args)
+	asked, isHelp := errors.AsType[*daemon.HelpError](err)
 	switch {
-	case errors.Is(err, flag.ErrHelp):
-		printHelp(args[0])
-		return nil
-	case err != nil && help[args[0]].syntax != "":
+	case isHelp:
+		return cli.Print(os.Stdout, asked.Command)
+	case err != nil && help[args[0]].Syntax != "":
 		return fmt.Errorf("%w\nsee: %s %s -help", err, program, args[0])
 	case err != nil:
 		return err
 	}
-	return advised(cfg, args, act(ctx, &tools{cfg: cfg}))
+	return advised(cfg, act(ctx, &tools{cfg: cfg}))
 }
 
-// command returns what the arguments ask for. The error wraps daemon.ErrUsage, or
-// flag.ErrHelp if they ask for help.
+// command returns what the arguments ask for. The error wraps daemon.ErrUsage, or is a
+// daemon.HelpError if they ask for help.
 func command(args []string) (action, error) {
 	commands := map[string]func(args []string) (action, error){
 		"send":        sendCommand,
@@ -60,54 +59,22 @@ func command(args []string) (action, error) {
 		"forget":      forgetCommand,
 		"suppress":    suppressCommand,
 		"bounce":      bounceCommand,
-		"check":       setupCommand,
+		"setup":       setupCommand,
+		"check":       checkCommand,
 		"dkim-keygen": dkimKeygenCommand,
 		"store":       storeCommand,
+		"web":         webCommand,
 	}
 	parseArgs, ok := commands[args[0]]
 	if !ok {
-		return nil, fmt.Errorf("%w: %q is no command, see -help", daemon.ErrUsage, args[0])
+		return nil, cli.Unknown(args[0])
 	}
 	return parseArgs(args[1:])
 }
 
-// parse reads the arguments of a command, whose options may stand before and behind its
-// operands, and returns the latter: as many as from least to most.
+// parse reads the arguments of a command, see daemon.Commands.
 func parse(name string, args []string, least, most int, define func(*flag.FlagSet)) (operands []string, err error) {
-	flags := flag.NewFlagSet(name, flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	if define != nil {
-		define(flags)
-	}
-	for rest := args; ; rest = flags.Args()[1:] {
-		if err := flags.Parse(rest); err != nil {
-			return nil, optionError(name, err)
-		}
-		parsed := len(rest) - flags.NArg()
-		if parsed > 0 && rest[parsed-1] == "--" || flags.NArg() == 0 { // the rest are operands
-			operands = append(operands, flags.Args()...)
-			break
-		}
-		operands = append(operands, flags.Arg(0))
-	}
-	if len(operands) < least || len(operands) > most {
-		return nil, fmt.Errorf("%w: expected: %s %s", daemon.ErrUsage, program, help[name].syntax)
-	}
-	return operands, nil
-}
-
-// optionError says what is wrong with an option of a command.
-func optionError(name string, err error) error {
-	if errors.Is(err, flag.ErrHelp) {
-		return err
-	}
-	for _, general := range []string{"-config FILE", "-check", "-version"} {
-		option, _, _ := strings.Cut(general, " ")
-		if strings.HasSuffix(err.Error(), "not defined: "+option) {
-			return fmt.Errorf("%w: %s belongs before the command: %s %s %s", daemon.ErrUsage, option, program, general, name)
-		}
-	}
-	return fmt.Errorf("%w: %s: %w; expected: %s %s", daemon.ErrUsage, name, err, program, help[name].syntax)
+	return cli.Parse(name, args, least, most, define)
 }
 
 // needStore returns an action that has the store and the reporter.

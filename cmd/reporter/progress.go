@@ -5,24 +5,17 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"ruapost/daemon"
 	"ruapost/reporting"
 )
 
 // progressInterval is how often the line is rewritten.
 const progressInterval = 200 * time.Millisecond
-
-func isTerminal(f *os.File) bool {
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
-}
 
 // progressWidth is how long the line may be: one that is wrapped cannot be erased.
 const progressWidth = 79
@@ -65,6 +58,43 @@ func (p *progress) show(what string, done, all int) {
 		p.wrote = now
 		p.erase()
 		p.draw(text)
+	}
+}
+
+// working shows on w, if that is a terminal, what a command does and for how long, until end
+// is called: it may take minutes, and there is nothing to count.
+func working(w io.Writer, what string) (end func()) {
+	if !daemon.IsTerminal(w) {
+		return func() {}
+	}
+	return showWork(w, what)
+}
+
+func showWork(w io.Writer, what string) (end func()) {
+	p := showProgress(w, 0)
+	began := p.now()
+	ticker := time.NewTicker(time.Second)
+	ended := make(chan struct{})
+	var showing sync.WaitGroup
+	showing.Go(func() {
+		for {
+			select {
+			case <-ticker.C:
+				p.mu.Lock()
+				p.erase()
+				text := fmt.Sprintf("%s: %v", what, p.now().Sub(began).Truncate(time.Second))
+				p.draw(text[:min(len(text), progressWidth)])
+				p.mu.Unlock()
+			case <-ended:
+				return
+			}
+		}
+	})
+	return func() {
+		ticker.Stop()
+		close(ended)
+		showing.Wait()
+		p.end()
 	}
 }
 

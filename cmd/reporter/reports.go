@@ -148,18 +148,9 @@ func resend(ctx context.Context, t *tools, id, address string) error {
 	return err
 }
 
-// setupCommand is check.
-func setupCommand(args []string) (action, error) {
+// checkCommand is check.
+func checkCommand(args []string) (action, error) {
 	var asJSON bool
 	_, err := parse("check", args, 0, 0, func(flags *flag.FlagSet) { flags.BoolVar(&asJSON, "json", false, "") })
-	return func(ctx context.Context, t *tools) error { return checkCommand(ctx, t.cfg, asJSON, os.Stdout) }, err
-}
-
-func dkimKeygenCommand(args []string) (action, error) {
-	for _, arg := range args {
-		if arg == "-h" || arg == "-help" || arg == "--help" {
-			return nil, flag.ErrHelp
-		}
-	}
-	return func(_ context.Context, t *tools) error { return keygenCommand(t.cfg, args, os.Stdout) }, nil
+	return func(ctx context.Context, t *tools) error { return checkIdentity(ctx, t.cfg, asJSON, os.Stdout) }, err
 }

@@ -53,25 +53,26 @@ func send(ctx context.Context, t *tools, what reporting.Selection) error {
 	if err := t.loadKey(); err != nil {
 		return err
 	}
+	began := time.Now()
 	before, err := t.store.Counts(ctx)
 	if err != nil {
 		return err
 	}
-	if isTerminal(os.Stderr) {
+	if daemon.IsTerminal(os.Stderr) {
 		p := showProgress(os.Stderr, t.reporter.Spread)
 		t.reporter.Progress = p.show
 		defer p.end()
 	}
 	err = t.reporter.Send(ctx, what)
 	if !errors.Is(err, reporting.ErrBusy) {
-		err = errors.Join(err, t.ended(context.WithoutCancel(ctx), before, err))
+		err = errors.Join(err, t.ended(context.WithoutCancel(ctx), began, before, err))
 	}
 	return errors.Join(err, t.store.Tidy(ctx))
 }
 
 // ended says so if a run found nothing to do, and writes the counters where the
 // configuration wants them. A stop alone is no fault of the run that ended with it.
-func (t *tools) ended(ctx context.Context, before map[string]uint64, fault error) error {
+func (t *tools) ended(ctx context.Context, began time.Time, before map[string]uint64, fault error) error {
 	counts, err := t.store.Counts(ctx)
 	if err != nil {
 		return err
@@ -82,12 +83,19 @@ func (t *tools) ended(ctx context.Context, before map[string]uint64, fault error
 	if t.cfg.Reporter.Textfile == "" {
 		return nil
 	}
-	suppressed, err := t.reporter.Suppressed(ctx)
+	e := &reporting.Ended{Began: began, Ended: time.Now(), OK: fault == nil || daemon.IsStop(fault), Counts: counts}
+	if e.Suppressions, err = t.reporter.Suppressed(ctx); err != nil {
+		return err
+	}
+	if e.Backlog, err = t.reporter.Backlog(ctx); err != nil {
+		return err
+	}
+	stats, err := t.store.Stats(ctx)
 	if err != nil {
 		return err
 	}
-	ok := fault == nil || daemon.IsStop(fault)
-	return reporting.WriteTextfile(t.cfg.Reporter.Textfile, counts, suppressed, time.Now(), ok)
+	e.StoreUsed = stats.Used()
+	return reporting.WriteTextfile(t.cfg.Reporter.Textfile, e)
 }
 
 // loadKey loads the key that reports are signed with, if there is one.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"text/tabwriter"
 
@@ -16,7 +17,7 @@ func storeCommand(args []string) (action, error) {
 	}
 	act, ok := storeCommands[operands[0]]
 	if !ok {
-		return nil, fmt.Errorf("%w: store: %q is no command; expected: %s %s", daemon.ErrUsage, operands[0], program, help["store"].syntax)
+		return nil, cli.UnknownWord("store", operands[0], maps.Keys(storeCommands))
 	}
 	return needStore(act), nil
 }
@@ -25,9 +26,34 @@ func storeCommand(args []string) (action, error) {
 var storeCommands = map[string]action{
 	"stats":   storeStats,
 	"check":   storeCheck,
-	"compact": func(ctx context.Context, t *tools) error { return t.store.Compact(ctx) },
-	"export":  func(ctx context.Context, t *tools) error { return t.store.Export(ctx, os.Stdout) },
-	"import":  func(ctx context.Context, t *tools) error { return t.store.Import(ctx, os.Stdin) },
+	"compact": storeCompact,
+	"export":  storeExport,
+	"import":  storeImport,
+}
+
+// at says what a command is doing with the store, for the line on the terminal.
+func (t *tools) at(doing string) (end func()) {
+	if file, err := os.Stat(t.cfg.Store.Path); err == nil {
+		doing += fmt.Sprintf(" (%d MB)", file.Size()/1_000_000)
+	}
+	return working(os.Stderr, doing)
+}
+
+func storeCompact(ctx context.Context, t *tools) error {
+	defer t.at("compacting the store")()
+	return t.store.Compact(ctx)
+}
+
+func storeExport(ctx context.Context, t *tools) error {
+	if !daemon.IsTerminal(os.Stdout) { // there the lines themselves show how it goes
+		defer t.at("exporting the store")()
+	}
+	return t.store.Export(ctx, os.Stdout)
+}
+
+func storeImport(ctx context.Context, t *tools) error {
+	defer t.at("importing into the store")()
+	return t.store.Import(ctx, os.Stdin)
 }
 
 func storeStats(ctx context.Context, t *tools) error {
@@ -52,6 +78,7 @@ func storeStats(ctx context.Context, t *tools) error {
 		{st.Positions, "logs whose position is kept"},
 		{st.Suppressions, "suppressions"},
 		{st.Counts, "counters of what the reporter did"},
+		{st.Tallies, "daily totals"},
 	} {
 		fmt.Fprintf(w, "%d\t %s\n", line.n, line.what)
 	}
@@ -59,7 +86,9 @@ func storeStats(ctx context.Context, t *tools) error {
 }
 
 func storeCheck(ctx context.Context, t *tools) error {
+	end := t.at("checking the store")
 	faults, err := t.store.Check(ctx)
+	end()
 	if err != nil {
 		return err
 	}

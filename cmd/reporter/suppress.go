@@ -5,7 +5,9 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,8 +34,11 @@ func suppressCommand(args []string) (action, error) {
 	case "remove":
 		return suppressRemove(args[1:])
 	}
-	_, err := parse("suppress", args, 1, 0, nil) // whatever it is, the error says what is expected
-	return nil, err
+	operands, err := parse("suppress", args, 1, math.MaxInt, nil)
+	if err != nil {
+		return nil, err
+	}
+	return nil, cli.UnknownWord("suppress", operands[0], slices.Values([]string{"list", "add", "remove"}))
 }
 
 func suppressAdd(args []string) (action, error) {

@@ -5,36 +5,41 @@ import (
 	"errors"
 	"flag"
 	"log/slog"
-	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
-	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 
 	"ruapost/daemon"
 )
 
-// The help must fit a terminal of 80 by 24, with the line before it and the three flags that
-// daemon.Command prints with two lines each.
-func TestUsageFitsAScreen(t *testing.T) {
-	lines := strings.Split(usage, "\n")
-	if len(lines)+6 > 24 {
-		t.Errorf("%d lines and 6 for flags", len(lines))
-	}
-	for _, line := range lines[1:] {
-		if utf8.RuneCountInString(line) > 80 {
-			t.Errorf("%d columns: %s", utf8.RuneCountInString(line), line)
-		}
-	}
+// Each command has a help, which tells of all its options.
+func TestHelp(t *testing.T) {
 	for name, h := range help {
-		if !strings.Contains(usage, "\n  "+name+" ") || !strings.HasPrefix(h.syntax, name+" ") {
+		if !strings.Contains(usage, "\n  "+name+" ") || !strings.HasPrefix(h.Syntax, name+" ") {
 			t.Errorf("%s is missing in the usage, or its syntax is another's", name)
 		}
-		if _, err := command([]string{name, "-help"}); !errors.Is(err, flag.ErrHelp) {
-			t.Errorf("%s -help: %v", name, err)
+		words := []string{""}
+		if name == "suppress" { // whose words have options of their own
+			words = []string{"", "list", "add", "remove"}
+		}
+		for _, word := range words {
+			_, err := command(append([]string{name}, strings.Fields(word+" -help")...))
+			asked, ok := errors.AsType[*daemon.HelpError](err)
+			if !ok || asked.Command != name {
+				t.Errorf("%s %s -help: %v", name, word, err)
+				continue
+			}
+			asked.Flags.VisitAll(func(f *flag.Flag) {
+				option := regexp.MustCompile(`(?m)^ +--?` + f.Name + ` .*  ?[a-z]`)
+				if !option.MatchString(h.Text) || !regexp.MustCompile(`[ [(]--?`+f.Name+`\b`).MatchString(h.Syntax) {
+					t.Errorf("%s -help does not tell of -%s", name, f.Name)
+				}
+			})
 		}
 	}
 }
@@ -150,8 +155,17 @@ func TestProgressWaits(t *testing.T) {
 	p.end()
 }
 
-func TestIsTerminal(t *testing.T) {
-	if f, err := os.Open(os.DevNull); err != nil || isTerminal(f) {
-		t.Errorf("%v, or /dev/null is a terminal", err)
-	}
+// What can take minutes says so at a terminal, and leaves nothing behind.
+func TestWorking(t *testing.T) {
+	slog.SetDefault(slog.New(slog.DiscardHandler)) // around that of package log it would wait for itself
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		end := showWork(&out, "checking")
+		time.Sleep(2500 * time.Millisecond)
+		end()
+		const blank = "\r            \r"
+		if got, want := out.String(), "checking: 1s"+blank+"checking: 2s"+blank; got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	})
 }

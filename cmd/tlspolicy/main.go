@@ -20,6 +20,7 @@ import (
 	"ruapost/outbound"
 	"ruapost/resolver"
 	"ruapost/socketmap"
+	"ruapost/totals"
 )
 
 const (
@@ -36,7 +37,7 @@ const gcPercent = 30
 
 func main() {
 	debug.SetGCPercent(gcPercent)
-	daemon.MainOrCommand("ruapost-tlspolicy", usage, run, terminal)
+	daemon.MainOrCommand(program, usage, run, terminal)
 }
 
 func run(ctx context.Context, cfg *config.Config, reloads <-chan *config.Config) error {
@@ -61,7 +62,7 @@ func run(ctx context.Context, cfg *config.Config, reloads <-chan *config.Config)
 	store, err := bboltstore.Open(cfg.Store.Path)
 	if err != nil {
 		// Postfix's mail needs the policies all the same, and room in its socket.
-		slog.Error("TLS sessions are not recorded, MTA-STS policies only kept in memory", "err", err)
+		slog.Error("TLS sessions are not recorded, MTA-STS policies only kept in memory", "err", daemon.Advise(cfg, err))
 	}
 	o := newOutbound(cfg, dns, store)
 	var recording sync.WaitGroup
@@ -116,6 +117,10 @@ func (o *outboundParts) record(ctx context.Context, events *net.UnixConn) {
 		return
 	}
 	sessions := outbound.NewSessions(o.policies, o.dns, o.store)
+	sessions.Totals = totals.New(o.store)
+	counted := make(chan struct{})
+	var counting sync.WaitGroup
+	counting.Go(func() { sessions.Totals.Run(ctx, counted) })
 	var parts sync.WaitGroup
 	parts.Go(func() { o.policies.Run(ctx) })
 	parts.Go(func() { o.policies.Destinations.Run(ctx, o.store) })
@@ -132,8 +137,10 @@ func (o *outboundParts) record(ctx context.Context, events *net.UnixConn) {
 	var forHosts sync.WaitGroup
 	forHosts.Go(func() { sessions.Run(hosts) })
 	parts.Wait()
+	close(counted)
 	recorded()
 	forHosts.Wait()
+	counting.Wait()
 }
 
 // reload takes new configurations.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -21,23 +20,47 @@ import (
 	"ruapost/resolver"
 )
 
+const program = "ruapost-tlspolicy"
+
 const usage = `[COMMAND]
 
-  (no command)           serve Postfix
+  (no command)           serve Postfix, as systemd starts it
   query [-json] DOMAIN   what Postfix is told about DOMAIN, and why
   dump [-json]           the MTA-STS policies that are kept
   purge DOMAIN           forget the MTA-STS policy of DOMAIN
-  check                  look for faults in the setup of this host, and say how to mend
-                         them; exit status 1 if there are any
+  check                  look for faults in the setup of this host
 
-Example: ruapost-tlspolicy query example.com`
+Example: ruapost-tlspolicy query example.com      COMMAND -help says more.`
 
-// operands are the commands with what follows them, options first.
-var operands = map[string]string{
-	"query": "query [-json] DOMAIN",
-	"dump":  "dump [-json]",
-	"purge": "purge DOMAIN",
-	"check": "check",
+// cli reads the arguments of the commands.
+var cli = daemon.Commands{Program: program, Help: help}
+
+// help is what COMMAND -help says. It fits a screen, tells of every option and has an
+// example.
+var help = map[string]struct{ Syntax, Text string }{
+	"query": {"query [-json] DOMAIN", `Tell what Postfix is told about a domain by the configuration as it is in the
+file, and all that leads to it: the DNS, the MTA-STS policy, the store. The
+daemon may give an older answer for up to fifteen minutes.
+
+  -json  a JSON object
+
+Example: ruapost-tlspolicy query example.com`},
+	"dump": {"dump [-json]", `List the MTA-STS policies that are kept, with the time they were fetched and
+when they expire.
+
+  -json  a JSON object for each
+
+Example: ruapost-tlspolicy dump`},
+	"purge": {"purge DOMAIN", `Forget the MTA-STS policy of a domain, as when its owner has mended it and
+cannot wait. A running daemon notices that within ` + purgeTime + `, and fetches
+the policy again when mail goes there.
+
+Example: ruapost-tlspolicy purge example.com`},
+	"check": {"check", `Look at Postfix's configuration, the sockets, the resolver and the certificates
+on this host, and say how to mend what is not as it should be. Nothing is
+changed. The exit status is 1 if there are faults.
+
+Example: ruapost-tlspolicy check`},
 }
 
 // purgeTime is how long a running daemon takes to notice a purge.
@@ -45,32 +68,32 @@ const purgeTime = "ten seconds"
 
 // terminal carries out a command.
 func terminal(ctx context.Context, cfg *config.Config, args []string) error {
-	flags := flag.NewFlagSet(args[0], flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
+	name := args[0]
+	if help[name].Syntax == "" {
+		return cli.Unknown(name)
+	}
+	n := strings.Count(help[name].Syntax, "DOMAIN")
 	var asJSON bool
-	if args[0] == "query" || args[0] == "dump" {
-		flags.BoolVar(&asJSON, "json", false, "")
-	}
-	if err := flags.Parse(args[1:]); errors.Is(err, flag.ErrHelp) {
-		fmt.Printf("usage: ruapost-tlspolicy [-config FILE] %s\n", usage)
-		return nil
+	operands, err := cli.Parse(name, args[1:], n, n, func(flags *flag.FlagSet) {
+		if name == "query" || name == "dump" {
+			flags.BoolVar(&asJSON, "json", false, "")
+		}
+	})
+	if asked, ok := errors.AsType[*daemon.HelpError](err); ok {
+		return cli.Print(os.Stdout, asked.Command)
 	} else if err != nil {
-		return fmt.Errorf("%w: %s: %w", daemon.ErrUsage, args[0], err)
+		return err
 	}
-	if want, ok := operands[args[0]]; ok && flags.NArg() != strings.Count(want, "DOMAIN") {
-		return fmt.Errorf("%w: expected: ruapost-tlspolicy %s", daemon.ErrUsage, want)
-	}
-	switch args[0] {
+	switch name {
 	case "query":
-		return query(ctx, cfg, flags.Arg(0), asJSON)
+		return query(ctx, cfg, operands[0], asJSON)
 	case "dump":
 		return dump(ctx, cfg, asJSON)
 	case "purge":
-		return purge(ctx, cfg, flags.Arg(0))
-	case "check":
+		return purge(ctx, cfg, operands[0])
+	default:
 		return checkSetup(ctx, cfg)
 	}
-	return fmt.Errorf("%w: %q is no command, see -help", daemon.ErrUsage, args)
 }
 
 // query explains the answer about a domain as this process finds it: from the DNS, the
@@ -83,7 +106,7 @@ func query(ctx context.Context, cfg *config.Config, domain string, asJSON bool) 
 	defer dns.Close()
 	var kept outbound.PolicyStore
 	if store, err := openStore(cfg); err != nil {
-		fmt.Fprintf(os.Stderr, "The policies that are kept cannot be read, so this may not be what the daemon answers: %v\n", err)
+		fmt.Fprintf(os.Stderr, "The policies that are kept cannot be read, so this may not be what the daemon answers: %v\n", daemon.Advise(cfg, err))
 	} else {
 		defer store.Close()
 		kept = outbound.ReadOnly{PolicyStore: store}
@@ -108,7 +131,7 @@ func query(ctx context.Context, cfg *config.Config, domain string, asJSON bool) 
 func openStore(cfg *config.Config) (*bboltstore.Store, error) {
 	f, err := os.OpenFile(cfg.Store.Path, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("there is no store at %s: has ruapost-tlspolicy ever run with this configuration?", cfg.Store.Path)
+		return nil, fmt.Errorf("there is no store at %s; ruapost-tlspolicy makes it when it is started; if it runs, it has another configuration (-config)", cfg.Store.Path)
 	} else if err != nil {
 		return nil, err
 	}
@@ -167,7 +190,7 @@ func purge(ctx context.Context, cfg *config.Config, name string) error {
 }
 
 func checkSetup(ctx context.Context, cfg *config.Config) error {
-	findings := check.TLSPolicy(ctx, cfg, check.Host{Ask: askServers})
+	findings := check.TLSPolicy(ctx, cfg, check.Host{Ask: check.AskServers})
 	if err := check.Write(os.Stdout, findings); err != nil {
 		return err
 	}
@@ -175,22 +198,6 @@ func checkSetup(ctx context.Context, cfg *config.Config) error {
 		return daemon.ErrFound
 	}
 	return nil
-}
-
-// askServers tells of each DNS server whether it answers, and validates.
-func askServers(ctx context.Context, servers []string) []check.Server {
-	dns, err := resolver.New(resolver.Config{Servers: servers})
-	if err != nil {
-		return []check.Server{{Err: err}}
-	}
-	defer dns.Close()
-	var all []check.Server
-	for _, s := range dns.Probe(ctx) {
-		all = append(all, check.Server{
-			Address: s.Addr.String(), Answered: s.Err == nil, Authentic: s.AD, Trusted: s.Trusted, Err: s.Err,
-		})
-	}
-	return all
 }
 
 func printJSON(v any) error {
