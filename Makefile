@@ -2,7 +2,8 @@
 # CONTRIBUTING.md has more.
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-X ruapost.Version=$(VERSION)"
+GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X ruapost.Version=$(VERSION)"
+BIN     := bin
 
 # The race detector needs a C compiler.
 RACE := $(if $(shell command -v $(CC)),-race)
@@ -22,12 +23,29 @@ FUZZTIME := 30s
 GOFUMPT     := go run mvdan.cc/gofumpt@v0.12.0
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: build demo test lint fuzz bench
+.PHONY: build container deb demo test lint fuzz bench
 
 build:
-	$(GOBUILD) -o bin/ruapost-milter ./cmd/milter
-	$(GOBUILD) -o bin/ruapost-tlspolicy ./cmd/tlspolicy
-	$(GOBUILD) -o bin/ruapost-reporter ./cmd/reporter
+	$(GOBUILD) -o $(BIN)/ruapost-milter ./cmd/milter
+	$(GOBUILD) -o $(BIN)/ruapost-tlspolicy ./cmd/tlspolicy
+	$(GOBUILD) -o $(BIN)/ruapost-reporter ./cmd/reporter
+
+# The image of docs/container.md, with the certificate authorities of this host.
+BUILDER         := $(firstword $(foreach b,buildah podman docker,$(if $(shell command -v $(b)),$(b))))
+CA_CERTIFICATES := /etc/ssl/certs/ca-certificates.crt
+
+container: build
+	$(if $(BUILDER),,$(error making the image takes buildah, podman or docker))
+	rm -rf $(BIN)/image
+	mkdir $(BIN)/image
+	cp $(BIN)/ruapost-* contrib/container/passwd contrib/container/group LICENSE $(BIN)/image/
+	cp $(CA_CERTIFICATES) $(BIN)/image/ca-certificates.crt
+	$(BUILDER) build -f contrib/container/Containerfile --build-arg VERSION=$(VERSION) -t localhost/ruapost $(BIN)/image
+	rm -rf $(BIN)/image
+
+# The Debian package of docs/package.md, beside the programs. GOARCH=arm64 makes it for that.
+deb: build
+	contrib/debian/build $(BIN)
 
 demo: build
 	go run ./demo

@@ -188,7 +188,12 @@ func TestOpenRefuses(t *testing.T) {
 	if err := os.WriteFile(text, []byte(strings.Repeat("no database\n", 1000)), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	note := filepath.Join(dir, "note") // less than a page
+	if err := os.WriteFile(note, []byte(strings.Repeat("no database\n", 10)), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for path, want := range map[string]string{
+		note:  "it is no bbolt file",
 		newer: fmt.Sprintf("was written by a newer version of ruapost (schema %d; this program knows %d)", schema+1, schema),
 		other: "is a bbolt file, but not a ruapost store",
 		text:  "invalid database",

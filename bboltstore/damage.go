@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -54,7 +53,7 @@ func wasOurs(path string) bool {
 	// The meta pages are the first two. A page that was lost may be all zeros.
 	for _, page := range []int64{0, int64(os.Getpagesize())} {
 		head := make([]byte, zeros)
-		if _, err := f.ReadAt(head, page); err != nil && err != io.EOF {
+		if _, err := f.ReadAt(head, page); err != nil { // io.EOF: there is no such page
 			return false
 		}
 		if binary.NativeEndian.Uint32(head[magicOffset:]) == magic || bytes.Equal(head, make([]byte, zeros)) {
