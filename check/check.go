@@ -11,6 +11,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,7 +25,8 @@ const (
 	postconfLimit = 6 * time.Second  // for all that is asked of postconf
 	queryLimit    = 6 * time.Second  // for an answer of the daemon, which takes 5 s at most
 
-	maxText = 1000 // octets of a text that comes from outside
+	maxText    = 1000      // octets of a text that comes from outside
+	maxCommand = 256 << 10 // octets of a command
 )
 
 // Level is how bad a Finding is.
@@ -52,6 +54,10 @@ type Finding struct {
 type Host struct {
 	// Postconf is the program postconf(1); if empty it is looked for.
 	Postconf string
+	// Postfix is the directory of main.cf and master.cf; if empty it is the default one.
+	Postfix string
+	// Planned are settings that are looked at in place of those that main.cf has.
+	Planned map[string]string
 	// ResolvConf is the resolv.conf(5) file; /etc/resolv.conf if empty.
 	ResolvConf string
 	// QueueLength is the file that has net.unix.max_dgram_qlen; if empty it is the
@@ -107,6 +113,59 @@ func TLSPolicy(ctx context.Context, cfg *config.Config, host Host) []Finding {
 	return c.findings
 }
 
+// Deferrals returns what would make Postfix defer mail if it asked ruapost-tlspolicy with
+// the settings that are planned. Nothing but faults is returned.
+func Deferrals(ctx context.Context, cfg *config.Config, host Host) []Finding {
+	return faults(ctx, cfg, host, func(ctx context.Context, c *checker) {
+		if c.readPostfix(ctx); c.postfix != nil {
+			c.checkVersion()
+			c.checkPolicyMaps()
+			c.checkDNSSupport()
+			c.checkAuthorities()
+		}
+		c.surely(func() { c.checkPolicySockets(ctx) })
+		c.checkPostfixResolver(ctx)
+	})
+}
+
+// Milter returns what keeps Postfix from asking ruapost-milter. Nothing but faults is
+// returned.
+func Milter(ctx context.Context, cfg *config.Config, host Host) []Finding {
+	return faults(ctx, cfg, host, func(ctx context.Context, c *checker) {
+		c.readPostfix(ctx)
+		c.surely(func() { c.checkMilterSockets(ctx) })
+	})
+}
+
+// Events returns what keeps Postfix from telling ruapost-tlspolicy how TLS went. Nothing
+// but faults is returned.
+func Events(ctx context.Context, cfg *config.Config, host Host) []Finding {
+	return faults(ctx, cfg, host, func(ctx context.Context, c *checker) {
+		c.readPostfix(ctx)
+		c.surely(c.checkEventSocket)
+	})
+}
+
+// faults returns the faults that checks find. They take 20 seconds at most.
+func faults(ctx context.Context, cfg *config.Config, host Host, checks func(context.Context, *checker)) []Finding {
+	ctx, cancel := context.WithTimeout(ctx, timeLimit)
+	defer cancel()
+	c := &checker{cfg: cfg, host: host}
+	checks(ctx, c)
+	return slices.DeleteFunc(c.findings, func(f Finding) bool { return f.Level != Fault })
+}
+
+// surely makes faults of the warnings of a check: what it cannot tell must not be relied on.
+func (c *checker) surely(check func()) {
+	before := len(c.findings)
+	check()
+	for i := range c.findings[before:] {
+		if f := &c.findings[before+i]; f.Level == Warning {
+			f.Level = Fault
+		}
+	}
+}
+
 // ExitStatus returns the exit status of a program that found this: 1 if there is a
 // fault, else 0.
 func ExitStatus(findings []Finding) int {
@@ -146,17 +205,7 @@ func then(text string, commands ...string) string {
 			b.WriteByte('\n')
 		}
 		b.WriteString("    ")
-		b.WriteString(ruapost.Clean(command, maxOutput)) // never half a command
+		b.WriteString(ruapost.Clean(command, maxCommand)) // never half a command
 	}
 	return b.String()
-}
-
-// quote returns s as a word for a shell.
-func quote(s string) string {
-	if s != "" && !strings.ContainsFunc(s, func(r rune) bool {
-		return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+:=,@", r)
-	}) {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }

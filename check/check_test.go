@@ -15,6 +15,7 @@ import (
 
 	"ruapost/config"
 	"ruapost/internal/lab"
+	"ruapost/postconf"
 	"ruapost/socketmap"
 )
 
@@ -405,7 +406,7 @@ func TestFreshPostfix(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			w.settings = assignments(string(text))
+			w.settings = postconf.Assignments(string(text))
 			for name := range w.settings {
 				if !slices.Contains(parameters, name) {
 					t.Errorf("%s is not asked for", name)

@@ -7,9 +7,28 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"ruapost/postconf"
+	"ruapost/resolver"
 )
 
 const validateMend = "Use one that validates DNSSEC, best on this host:\n    nameserver 127.0.0.1"
+
+// AskServers asks DNS servers as Host.Ask does.
+func AskServers(ctx context.Context, servers []string) []Server {
+	dns, err := resolver.New(resolver.Config{Servers: servers})
+	if err != nil {
+		return []Server{{Err: err}}
+	}
+	defer dns.Close()
+	var all []Server
+	for _, s := range dns.Probe(ctx) {
+		all = append(all, Server{
+			Address: s.Addr.String(), Answered: s.Err == nil, Authentic: s.AD, Trusted: s.Trusted, Err: s.Err,
+		})
+	}
+	return all
+}
 
 // checkResolver asks the DNS servers of the daemon.
 func (c *checker) checkResolver(ctx context.Context) {
@@ -68,9 +87,9 @@ func (c *checker) postfixResolvConf() (file, text string, copied bool) {
 	if file == "" {
 		file = "/etc/resolv.conf"
 	}
-	outside, _ := readBounded(file) // without it the server is on this host
+	outside, _ := postconf.ReadFile(file) // without it the server is on this host
 	jail := filepath.Join(c.postfix.queue, "etc/resolv.conf")
-	inside, err := readBounded(jail)
+	inside, err := postconf.ReadFile(jail)
 	if !c.postfix.chroot || err != nil || slices.Equal(nameservers(string(inside)), nameservers(string(outside))) {
 		return file, string(outside), false
 	}
@@ -83,7 +102,7 @@ func (c *checker) postfixResolvConf() (file, text string, copied bool) {
 // bit by themselves. glibc hides it since 2.31.
 func (c *checker) checkTrustAD(file, text string) {
 	v := c.postfix.version
-	if !v.before(3, 4, 11) && (v.before(3, 5, 0) || !v.before(3, 5, 1)) {
+	if !v.Before(3, 4, 11) && (v.Before(3, 5, 0) || !v.Before(3, 5, 1)) {
 		return
 	}
 	for line := range strings.Lines(text) {

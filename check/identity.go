@@ -14,6 +14,7 @@ import (
 	"ruapost/compose"
 	"ruapost/config"
 	"ruapost/dmarc"
+	"ruapost/postconf"
 	"ruapost/resolver"
 )
 
@@ -122,10 +123,10 @@ func (s *sender) checkKeyMode(file string) {
 	who, err := lookupAccount(daemonUser)
 	switch {
 	case err == nil && who.uid != uint32(os.Geteuid()) && !who.can(&st, mayRead):
-		s.fault(then("", "chgrp "+daemonUser+" "+quote(file), "chmod g+r "+quote(file)),
+		s.fault(then("", "chgrp "+daemonUser+" "+postconf.Quote(file), "chmod g+r "+postconf.Quote(file)),
 			"dkim.key_file %s (%s): user %s, as which the reporter runs, may not read it", file, describe(&st), daemonUser)
 	case permission(st.Mode)&mayRead != 0:
-		s.warn(then("", "chmod o-r "+quote(file)), "dkim.key_file %s (%s): everybody on this host may read the private key", file, describe(&st))
+		s.warn(then("", "chmod o-r "+postconf.Quote(file)), "dkim.key_file %s (%s): everybody on this host may read the private key", file, describe(&st))
 	default:
 		s.ok("dkim.key_file %s (%s)", file, describe(&st))
 	}

@@ -12,6 +12,7 @@ import (
 
 	"ruapost"
 	"ruapost/bounce"
+	"ruapost/postconf"
 )
 
 // mailSettings asks postconf(1) for what matters to mail that goes out. It returns nil if
@@ -19,15 +20,15 @@ import (
 func (s *sender) mailSettings(ctx context.Context) map[string]string {
 	ctx, cancel := context.WithTimeout(ctx, postconfLimit)
 	defer cancel()
-	program, err := findPostconf(s.host.Postconf)
+	program, err := postconf.Find(s.host.Postconf)
 	if err != nil {
 		return nil
 	}
-	text, _, err := postconf(ctx, program, "-x", "myhostname", "recipient_delimiter", "relayhost", "transport_maps")
+	text, _, err := postconf.Run(ctx, program, postconf.Args(s.host.Postfix, "-x", "myhostname", "recipient_delimiter", "relayhost", "transport_maps")...)
 	if err != nil {
 		return nil
 	}
-	return assignments(text)
+	return postconf.Assignments(text)
 }
 
 // checkSendmail looks for the program that takes the mails.
@@ -81,7 +82,7 @@ func (s *sender) checkDelimiter() {
 
 // transport returns what the first of Postfix's tables that knows the address has for it.
 func (s *sender) transport(tables, address string) string {
-	program, err := findPostconf(s.host.Postconf)
+	program, err := postconf.Find(s.host.Postconf)
 	if err != nil {
 		return ""
 	}

@@ -1,22 +1,19 @@
 package check
 
 import (
-	"bytes"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
-)
 
-// maxFile is how much of a file is read.
-const maxFile = 16 << 20
+	"ruapost/postconf"
+)
 
 func (c *checker) checkVersion() {
 	p := c.postfix
@@ -26,13 +23,13 @@ func (c *checker) checkVersion() {
 		jail = "in a chroot, " + p.queue
 	}
 	switch {
-	case p.version.before(3, 4, 0):
+	case p.version.Before(3, 4, 0):
 		c.fault("Postfix 3.4 or later is needed.",
 			"Postfix %s does not know the attribute servername: mail to domains with an MTA-STS policy is deferred", number)
-	case !p.version.before(3, 10, 0) && p.version.before(3, 10, 4):
+	case !p.version.Before(3, 10, 0) && p.version.Before(3, 10, 4):
 		c.warn("Update Postfix to 3.10.4 or later.",
 			"Postfix %s looks for policies for our own reports, too, and counts them in TLS reports, despite their TLS-Required: No", number)
-	case !p.version.before(3, 10, 4) && p.version.before(3, 10, 6):
+	case !p.version.Before(3, 10, 4) && p.version.Before(3, 10, 6):
 		c.ok("Postfix %s, smtp(8) %s; 3.10.6 mends a crash that answers without policy_string or mx_host_pattern cause: ruapost gives none, other tables might",
 			number, jail)
 	default:
@@ -77,7 +74,7 @@ func (c *checker) checkDNSSupport() {
 		}
 	}
 	need(p.is("smtp_dns_support_level", "dnssec"), "smtp_dns_support_level", "dnssec")
-	need(slices.Contains(words(p.settings["smtp_host_lookup"]), "dns"), "smtp_host_lookup", "dns")
+	need(slices.Contains(postconf.Words(p.settings["smtp_host_lookup"]), "dns"), "smtp_host_lookup", "dns")
 	need(p.is("ignore_mx_lookup_error", "no"), "ignore_mx_lookup_error", "no")
 	need(p.settings["smtp_dns_resolver_options"] == "", "smtp_dns_resolver_options", "")
 	if fine {
@@ -134,7 +131,7 @@ func (c *checker) checkAuthorities() {
 
 // certificates counts the certificates in a PEM file.
 func certificates(file string) (n int, err error) {
-	text, err := readBounded(file)
+	text, err := postconf.ReadFile(file)
 	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
 		if _, err := x509.ParseCertificate(block.Bytes); err == nil {
 			n++
@@ -156,12 +153,12 @@ func (c *checker) checkLogLevel() {
 	p := c.postfix
 	level := strings.ToLower(p.settings[name])
 	mend := p.set("", name, "1")
-	if slices.Contains(words(level), "untrusted") {
+	if slices.Contains(postconf.Words(level), "untrusted") {
 		c.fault(mend, `%s has "untrusted": sessions that need no trust are reported as failed`, name)
 		return
 	}
 	summary := []string{"1", "2", "3", "4", "5", "6", "7", "8", "9", "routine", "debug", "ssl-expert", "ssl-developer", "summary"}
-	if !slices.ContainsFunc(words(level), func(w string) bool { return slices.Contains(summary, w) }) {
+	if !slices.ContainsFunc(postconf.Words(level), func(w string) bool { return slices.Contains(summary, w) }) {
 		if c.readsLog() {
 			c.fault(mend, "%s = %s: Postfix logs nothing of the TLS sessions that succeed, and tlspolicy.maillog needs that", name, level)
 		} else {
@@ -178,7 +175,7 @@ func (c *checker) checkTLSRPT() {
 	socket := c.cfg.TLSPolicy.TLSRPT.Address
 	enabled := p.is("smtp_tlsrpt_enable", "yes")
 	switch {
-	case c.readsLog() && (p.version.before(3, 10, 0) || !enabled):
+	case c.readsLog() && (p.version.Before(3, 10, 0) || !enabled):
 		c.ok("Postfix does not tell how TLS went, but in its log: TLS reports are made from that")
 		return
 	case socket == "" && !enabled:
@@ -188,7 +185,7 @@ func (c *checker) checkTLSRPT() {
 		c.warn(then("If ruapost is to make TLS reports, in ruapost.toml, section [tlspolicy]:", `tlsrpt = "unix:`+p.reached("run/ruapost/tlsrpt.sock", false)+`"`),
 			"smtp_tlsrpt_enable = yes, but tlspolicy.tlsrpt is not set: ruapost makes no TLS reports")
 		return
-	case p.version.before(3, 10, 0):
+	case p.version.Before(3, 10, 0):
 		c.warn(maillogMend, "Postfix %s tells how TLS went in its log only, which is not read: there are no TLS reports", p.settings["mail_version"])
 		return
 	case !enabled:
@@ -212,7 +209,7 @@ func (c *checker) checkTLSRPTSocketName(socket string) {
 		c.fault(mend, "%s is not set: there are no TLS reports", name)
 	case len(value) > maxSocketPath:
 		c.fault(mend, "%s has %d octets, a socket's path has no more than %d", name, len(value), maxSocketPath)
-	case sameFile(p.reached(value, p.chroot), socket):
+	case postconf.SameFile(p.reached(value, p.chroot), socket):
 		if p.chroot && filepath.IsAbs(value) {
 			c.warn(mend, "%s = %s is right only as long as smtp(8) is in a chroot", name, value)
 			return
@@ -229,27 +226,15 @@ func (p *postfix) moveMend(key, format, name string) string {
 		key+" = "+fmt.Sprintf(format, filepath.Join(p.queue, "run/ruapost", name)))
 }
 
-// Of these texts one is in smtp(8), by whether it was built with TLSRPT: the warning
-// of its smtp.c that it was not, or one of its smtp_tlsrpt.c, which is empty then.
-var (
-	withoutTLSRPT = []byte("TLSRPT is not compiled in")
-	withTLSRPT    = []byte("Too many TLSRPT policies")
-)
-
 func (c *checker) checkTLSRPTSupport() {
-	program := filepath.Join(c.postfix.settings["daemon_directory"], "smtp")
-	code, err := readBounded(program)
-	switch {
-	case err == nil && bytes.Contains(code, withoutTLSRPT) && c.readsLog():
+	switch built, err := postconf.TLSRPT(c.postfix.settings["daemon_directory"]); {
+	case err == nil && !built && c.readsLog():
 		c.ok("Postfix is built without TLSRPT: TLS reports are made from its log")
-	case err == nil && bytes.Contains(code, withoutTLSRPT):
+	case err == nil && !built:
 		c.fault(maillogMend, "Postfix is built without TLSRPT, and its log is not read: there are no TLS reports")
-	case err == nil && bytes.Contains(code, withTLSRPT):
+	case err == nil:
 		c.ok("Postfix is built with TLSRPT")
 	default:
-		if err == nil {
-			err = fmt.Errorf("%s does not tell", program)
-		}
 		c.warn(`If not, Postfix logs "TLSRPT is selected, but TLSRPT is not compiled in".`,
 			"whether Postfix is built with TLSRPT cannot be told: %v", err)
 	}
@@ -263,22 +248,4 @@ func (c *checker) checkRelay() {
 	if transport := p.settings["default_transport"]; transport != "smtp" {
 		c.warn("", "default_transport = %s: what is said here is about the service %s, mail may go out by another way", transport, service)
 	}
-}
-
-// words splits a list as Postfix does.
-func words(list string) []string {
-	return strings.FieldsFunc(list, func(r rune) bool { return strings.ContainsRune(", \t\r\n", r) })
-}
-
-func readBounded(file string) ([]byte, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err == nil && len(text) > maxFile {
-		err = fmt.Errorf("%s is larger than %d octets", file, maxFile)
-	}
-	return text, err
 }

@@ -18,6 +18,7 @@ import (
 	"ruapost"
 	"ruapost/config"
 	"ruapost/outbound"
+	"ruapost/postconf"
 	"ruapost/socketmap"
 )
 
@@ -28,6 +29,8 @@ const queueLength = 512
 const (
 	startMend = "See why:\n    systemctl status ruapost-policy.socket ruapost-tlsrpt.socket ruapost-tlspolicy\n    journalctl -u ruapost-tlspolicy"
 	rootMend  = "Run this as root."
+
+	startMilterMend = "See why:\n    systemctl status ruapost-milter.socket ruapost-milter\n    journalctl -u ruapost-milter"
 )
 
 // checkPolicySockets asks the daemon as Postfix does.
@@ -38,7 +41,7 @@ func (c *checker) checkPolicySockets(ctx context.Context) {
 			continue
 		}
 		took, err := ask(ctx, l)
-		if c.connected(what, err) {
+		if c.connected(what, startMend, err) {
 			c.ok("%s: the daemon answers within %v", what, took.Round(time.Millisecond/10))
 		}
 	}
@@ -73,7 +76,7 @@ func (c *checker) checkEventSocket() {
 		return
 	}
 	conn, err := net.Dial("unixgram", path)
-	if c.connected(what, err) {
+	if c.connected(what, startMend, err) {
 		conn.Close()
 		c.ok("%s: the daemon, or systemd for it, listens", what)
 	}
@@ -81,11 +84,27 @@ func (c *checker) checkEventSocket() {
 
 // expectEvents says whether Postfix is to tell the daemon how TLS went.
 func (c *checker) expectEvents() bool {
-	return c.cfg.TLSPolicy.TLSRPT.Network != "" && (c.postfix == nil || !c.postfix.version.before(3, 10, 0))
+	return c.cfg.TLSPolicy.TLSRPT.Network != "" && (c.postfix == nil || !c.postfix.version.Before(3, 10, 0))
 }
 
-// connected says whether a connection has come about, and tells if not.
-func (c *checker) connected(what string, err error) bool {
+// checkMilterSockets looks whether somebody listens for smtpd(8).
+func (c *checker) checkMilterSockets(ctx context.Context) {
+	for _, l := range c.cfg.Milter.Listen {
+		what := "milter socket " + l.Address
+		if l.Network == "unix" && !c.checkSocketFile(what, l.Address, "ruapost-milter.socket") {
+			continue
+		}
+		conn, err := new(net.Dialer).DialContext(ctx, l.Network, l.Address)
+		if c.connected(what, startMilterMend, err) {
+			conn.Close()
+			c.ok("%s: the milter, or systemd for it, listens", what)
+		}
+	}
+}
+
+// connected says whether a connection has come about, and tells if not, and how to start
+// what should listen.
+func (c *checker) connected(what, start string, err error) bool {
 	switch {
 	case err == nil:
 		return true
@@ -95,11 +114,11 @@ func (c *checker) connected(what string, err error) bool {
 		c.fault("Policy queries take a stream socket, TLSRPT events a datagram socket: tlspolicy.listen and tlspolicy.tlsrpt, or the systemd socket units, are mixed up.",
 			"%s: is a socket of the wrong type", what)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		c.fault(startMend, "%s: nobody listens", what)
+		c.fault(start, "%s: nobody listens", what)
 	case errors.Is(err, context.DeadlineExceeded):
-		c.fault(startMend, "%s: no answer in time; Postfix waits 100 s and then defers the mail", what)
+		c.fault(start, "%s: no answer in time; Postfix waits 100 s and then defers the mail", what)
 	default:
-		c.fault(startMend, "%s: %v", what, err)
+		c.fault(start, "%s: %v", what, err)
 	}
 	return false
 }
@@ -174,10 +193,10 @@ func (c *checker) entrance(path, target string) (from string, ok bool) {
 	if err != nil {
 		return "/", true
 	}
-	if _, inside := below(queue, target); inside {
+	if _, inside := postconf.Below(queue, target); inside {
 		return queue, true
 	}
-	_, looksInside := below(p.queue, path)
+	_, looksInside := postconf.Below(p.queue, path)
 	return "/", !looksInside || !p.chroot
 }
 
@@ -251,13 +270,13 @@ func (a *account) mend(file string, st *syscall.Stat_t, p permission) string {
 	bit := map[permission]string{mayWrite: "w", mayPass: "x"}[p]
 	switch {
 	case letter != "o":
-		return then("", "chmod "+letter+"+"+bit+" "+quote(file))
+		return then("", "chmod "+letter+"+"+bit+" "+postconf.Quote(file))
 	case st.Gid != 0 && permission(st.Mode>>3)&p != 0: // whoever is in root's group can do more than that
-		return then("", "usermod -a -G "+quote(groupName(strconv.Itoa(int(st.Gid))))+" "+quote(a.name), "postfix reload")
+		return then("", "usermod -a -G "+postconf.Quote(groupName(strconv.Itoa(int(st.Gid))))+" "+postconf.Quote(a.name), "postfix reload")
 	case p == mayPass:
-		return then("", "chmod o+x "+quote(file))
+		return then("", "chmod o+x "+postconf.Quote(file))
 	}
-	return then("", "chgrp "+quote(a.group)+" "+quote(file), "chmod g+w "+quote(file))
+	return then("", "chgrp "+postconf.Quote(a.group)+" "+postconf.Quote(file), "chmod g+w "+postconf.Quote(file))
 }
 
 // describe returns owner, group and mode of a file.
@@ -295,7 +314,7 @@ func (c *checker) checkQueueLength() {
 	if file == "" {
 		file = "/proc/sys/net/unix/max_dgram_qlen"
 	}
-	text, err := readBounded(file)
+	text, err := postconf.ReadFile(file)
 	n, errNumber := strconv.Atoi(strings.TrimSpace(string(text)))
 	switch err := errors.Join(err, errNumber); {
 	case err != nil:

@@ -3,6 +3,7 @@ package check
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"ruapost/socketmap"
+
+	"ruapost/config"
 )
 
 func TestSockets(t *testing.T) {
@@ -234,4 +237,34 @@ func TestWay(t *testing.T) {
 			t.Errorf("way(%s, %s) = %q", tt.from, tt.file, got)
 		}
 	}
+}
+
+// What setup is about to put into main.cf is looked at before it is there, and nothing but
+// what makes Postfix defer mail keeps it out.
+func TestDeferrals(t *testing.T) {
+	w := newWorld(t)
+	planned := maps.Clone(w.settings)
+	for _, name := range []string{"smtp_tls_policy_maps", "smtp_dns_support_level", "smtp_tls_CAfile", "smtp_tls_security_level"} {
+		w.settings[name] = ""
+	}
+	w.listen("milter.sock")
+	w.cfg.Milter.Listen = []config.Listen{{Network: "unix", Address: filepath.Join(w.sockets, "milter.sock")}}
+	deferrals := func() []Finding { w.postconf(); return Deferrals(t.Context(), w.cfg, w.host) }
+	if len(deferrals()) == 0 {
+		t.Error("main.cf as it is does not ask the daemon, and has no authorities")
+	}
+	w.host.Planned = map[string]string{
+		"smtp_tls_policy_maps": planned["smtp_tls_policy_maps"], "smtp_dns_support_level": "dnssec", "smtp_tls_CAfile": planned["smtp_tls_CAfile"],
+	}
+	w.expect(deferrals())
+	w.expect(Milter(t.Context(), w.cfg, w.host))
+	w.expect(Events(t.Context(), w.cfg, w.host))
+	for _, socket := range []string{"policy.sock", "milter.sock", "tlsrpt.sock"} {
+		if err := os.Remove(filepath.Join(w.sockets, socket)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.expect(deferrals(), "fault: policy socket ... there is none ... ruapost-policy.socket")
+	w.expect(Milter(t.Context(), w.cfg, w.host), "fault: milter socket ... there is none ... ruapost-milter.socket")
+	w.expect(Events(t.Context(), w.cfg, w.host), "fault: TLSRPT socket ... there is none")
 }

@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"ruapost/postconf"
 )
 
 // daemonUser is the user that the units run all programs as.
@@ -46,7 +48,7 @@ func (c *checker) checkFolder(what, dir, loss string, files ...string) {
 	for _, file := range append([]string{dir}, files...) {
 		var st syscall.Stat_t
 		if err := syscall.Stat(file, &st); err == nil && !who.can(&st, mayWrite) {
-			c.fault(then("", "chown "+daemonUser+":"+daemonUser+" "+quote(file), "chmod ug+rw "+quote(file)),
+			c.fault(then("", "chown "+daemonUser+":"+daemonUser+" "+postconf.Quote(file), "chmod ug+rw "+postconf.Quote(file)),
 				"%s (%s): user %s, as which the programs run, may not write to it", file, describe(&st), daemonUser)
 			return
 		}

@@ -22,32 +22,38 @@ var labels = map[Level]string{OK: "ok", Warning: "warning", Fault: "FAULT"}
 //
 // Commands are not wrapped, so that they can be copied.
 func Write(w io.Writer, findings []Finding) error {
-	const indent = "         "
 	var b strings.Builder
 	n := map[Level]int{}
 	for _, f := range slices.SortedStableFunc(slices.Values(findings), func(a, b Finding) int { return b.Level.rank() - a.Level.rank() }) {
 		n[f.Level]++
-		wrap(&b, fmt.Sprintf("%-9s", labels[f.Level]), indent, f.What)
-		if f.Mend == "" {
-			continue
-		}
-		lead := indent + "mend: "
-		for line := range strings.Lines(f.Mend) {
-			line = strings.TrimSuffix(line, "\n")
-			if !strings.HasPrefix(line, " ") {
-				wrap(&b, lead, indent, line)
-			} else {
-				if lead != indent {
-					b.WriteString(strings.TrimRight(lead, " ") + "\n")
-				}
-				b.WriteString(indent + line + "\n")
-			}
-			lead = indent
-		}
+		f.Write(&b, labels[f.Level], "mend")
 	}
 	fmt.Fprintf(&b, "%s, %s\n", count(n[Fault], "fault"), count(n[Warning], "warning"))
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// Write writes a finding behind a label of up to eight characters, and what to do behind a
+// word for that.
+func (f *Finding) Write(b *strings.Builder, label, do string) {
+	const indent = "         "
+	wrap(b, fmt.Sprintf("%-9s", label), indent, f.What)
+	if f.Mend == "" {
+		return
+	}
+	lead := indent + do + ": "
+	for line := range strings.Lines(f.Mend) {
+		line = strings.TrimSuffix(line, "\n")
+		if !strings.HasPrefix(line, " ") {
+			wrap(b, lead, indent, line)
+		} else {
+			if lead != indent {
+				b.WriteString(strings.TrimRight(lead, " ") + "\n")
+			}
+			b.WriteString(indent + line + "\n")
+		}
+		lead = indent
+	}
 }
 
 // rank is greater the worse a finding is.

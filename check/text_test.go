@@ -45,21 +45,6 @@ ok       Postfix 3.10.13
 	}
 }
 
-func TestQuote(t *testing.T) {
-	for s, want := range map[string]string{
-		"":                 "''",
-		"/run/x.sock":      "/run/x.sock",
-		"a b":              "'a b'",
-		"$(reboot)":        "'$(reboot)'",
-		"it's":             `'it'\''s'`,
-		"hash:/etc/x, a:b": "'hash:/etc/x, a:b'",
-	} {
-		if got := quote(s); got != want {
-			t.Errorf("quote(%q) = %s; want %s", s, got, want)
-		}
-	}
-}
-
 func TestStore(t *testing.T) {
 	w := newWorld(t)
 	w.cfg.Store.Path = w.path("none/ruapost.db")

@@ -30,6 +30,7 @@ var placeholders = []struct{ in, out string }{
 	{"COMMAND -help", "list -help"},
 	{"/etc/ruapost/dkim.pem", "$DIR/dkim.pem"},
 	{"/root/ruapost.export", "$DIR/export"},
+	{"ruapost-reporter web", "timeout 2 ruapost-reporter web"},
 }
 
 // special are commands that do not end with 0, or need something before. All others must.
@@ -40,6 +41,8 @@ var special = map[string]struct {
 }{
 	"ruapost-reporter check":                               {status: 1, why: "faults: this test has no Postfix and no key"},
 	"ruapost-tlspolicy check":                              {status: 1, why: "the same"},
+	"ruapost-reporter web":                                 {status: 124, why: "it goes on until it is ended"},
+	"ruapost-reporter web -hash USER":                      {status: 2, why: "there is no password on standard input"},
 	"ruapost-reporter store import":                        {status: 1, why: "there is nothing on standard input"},
 	"ruapost-reporter store import < /root/ruapost.export": {before: "ruapost-reporter store export > $DIR/export && rm $DIR/store.db", why: "the same"},
 	"ruapost-reporter suppress remove ADDRESS":             {before: "ruapost-reporter suppress add ADDRESS", why: "the same"},

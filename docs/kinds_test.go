@@ -52,7 +52,7 @@ var runnable = regexp.MustCompile(`^(ruapost-(milter|tlspolicy|reporter)|apt|cho
 var (
 	fileHeader = regexp.MustCompile(`^# (/etc/[^ :;,]+)`)
 	dropIn     = regexp.MustCompile(`^# systemctl edit ([a-z.-]+): add$`)
-	section    = regexp.MustCompile(`^\[\[?(store|dns|milter|override|tlspolicy|tls_override|reporter|dkim|metrics)\]\]?$`)
+	section    = regexp.MustCompile(`^\[\[?(store|dns|milter|override|tlspolicy|tls_override|reporter|dkim|metrics|web)\]\]?$`)
 	topLevel   = regexp.MustCompile(`^(org_name|report_domain) = `)
 	parameter  = regexp.MustCompile(`^#?[a-z0-9_-]+ =`)
 	service    = regexp.MustCompile(`^[a-z0-9-]+ +(unix|inet|fifo|pass) `)
@@ -223,7 +223,7 @@ func TestKeysInText(t *testing.T) {
 			known[in+"."+m[1]] = true
 		}
 	}
-	key := regexp.MustCompile(`^(store|dns|milter|tlspolicy|reporter|dkim|metrics)\.([a-z_]+)( = .*)?$`)
+	key := regexp.MustCompile(`^(store|dns|milter|tlspolicy|reporter|dkim|metrics|web)\.([a-z_]+)( = .*)?$`)
 	for _, p := range pages(t) {
 		for _, s := range p.spans {
 			if m := key.FindStringSubmatch(s.text); m != nil && !known[m[1]+"."+m[2]] {

@@ -5,7 +5,7 @@
 # resolver), unbound and the tools that sign zones for it, so that a Postfix of the host
 # is never touched. On the host it installs strace(1), which slows down a disk, and
 # what checks manual pages (mandoc), units (systemd-analyze), containers (buildah,
-# systemd-nspawn) and web pages (chromium); promtool is only unpacked.
+# podman, systemd-nspawn) and web pages (chromium); promtool is only unpacked.
 # Run as root. The first time it takes a few minutes and 2 GB.
 #
 #   RUAPOST_E2E_ROOT    where the folders are kept, default /var/cache/ruapost-e2e
@@ -24,7 +24,8 @@ fail() {
 
 missing=
 for need in debootstrap:debootstrap ip:iproute2 strace:strace mandoc:mandoc systemd-analyze:systemd \
-	systemd-nspawn:systemd-container buildah:buildah chromium:chromium; do
+	systemd-nspawn:systemd-container buildah:buildah podman:podman crun:crun \
+	podman-compose:podman-compose chromium:chromium; do
 	command -v "${need%:*}" >/dev/null || missing="$missing ${need#*:}"
 done
 if [ -n "$missing" ]; then

@@ -43,7 +43,7 @@ func TestSlowDisk(t *testing.T) {
 		t.Errorf("%d messages took %v: they waited for the disk", messages, took)
 	}
 	// Or the disk was not slow.
-	if late := l.metric(9184, "ruapost_milter_record_late_total"); late != messages {
+	if late := l.metric(9184, "ruapost_milter_records_late_total"); late != messages {
 		t.Errorf("%d of %d messages were answered before they were recorded", late, messages)
 	}
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {

@@ -1,0 +1,410 @@
+package setup
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"ruapost"
+	"ruapost/postconf"
+)
+
+// undoFile lies beside main.cf, where root alone can write: what it says is believed.
+const undoFile = "ruapost-setup.undo"
+
+// checkLimit is how long "postfix check" may take.
+const checkLimit = time.Minute
+
+// saved is what there was before changes were made. It is on disk before they are.
+type saved struct {
+	Time time.Time `json:"time"` // of the first change
+	// MainCf and Toml are the whole files, for as long as nobody else changes them.
+	MainCf savedFile `json:"main_cf"`
+	Toml   savedFile `json:"ruapost_toml"`
+	// Parameters are those of main.cf, Keys those of ruapost.toml.
+	Parameters []savedValue `json:"parameters"`
+	Keys       []savedValue `json:"keys"`
+}
+
+// savedFile is a file before and after a change.
+type savedFile struct {
+	Path    string  `json:"path"`
+	Existed bool    `json:"existed"`
+	Before  string  `json:"before"`
+	After   *string `json:"after"` // nil if that is not known
+	// Whole says that nobody else has changed the file between the changes.
+	Whole bool `json:"whole"`
+}
+
+// savedValue is a parameter or a key before and after a change.
+type savedValue struct {
+	Name   string  `json:"name"`
+	Before *string `json:"before"` // nil if it was not set
+	After  string  `json:"after"`
+}
+
+// UndoFile is where what was there before is kept.
+func (p *Postfix) UndoFile() string { return filepath.Join(p.Directory, undoFile) }
+
+func (p *Postfix) mainCf() string { return filepath.Join(p.Directory, "main.cf") }
+
+// Apply makes the changes that need not wait. It returns how many there were, and what
+// "postfix check" says then.
+func (plan *Plan) Apply(ctx context.Context) (made int, complaints string, err error) {
+	p := plan.postfix
+	parameters, keys := plan.ready(MainCf), plan.ready(Toml)
+	if made = len(parameters) + len(keys); made == 0 {
+		return 0, "", nil
+	}
+	s, err := p.load()
+	if err != nil {
+		return 0, "", err
+	}
+	if err := s.note(p, plan.toml, parameters, keys); err != nil {
+		return 0, "", err
+	}
+	if err := s.write(p.UndoFile()); err != nil {
+		return 0, "", err
+	}
+	if len(keys) > 0 {
+		text, err := plan.toml.with(keys)
+		if err != nil {
+			return 0, "", err
+		}
+		if err := os.MkdirAll(filepath.Dir(plan.toml.path), 0o755); err != nil {
+			return 0, "", err
+		}
+		if err := replaceFile(plan.toml.path, text, 0o644); err != nil {
+			return 0, "", err
+		}
+		s.Toml.After = &text
+	}
+	if len(parameters) > 0 {
+		var settings []string
+		for _, c := range parameters {
+			settings = append(settings, c.Name+" = "+c.New)
+		}
+		if err := p.edit(ctx, "-e", settings); err != nil {
+			return 0, "", err
+		}
+		main, err := os.ReadFile(p.mainCf())
+		if err != nil {
+			return 0, "", err
+		}
+		after := string(main)
+		s.MainCf.After = &after
+	}
+	if err := s.write(p.UndoFile()); err != nil {
+		return 0, "", err
+	}
+	complaints, err = p.check(ctx)
+	return made, complaints, err
+}
+
+// check returns what "postfix check" complains of; an error says that Postfix does not like
+// its configuration.
+func (p *Postfix) check(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, checkLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(p.program), "postfix"), postconf.Args(p.Dir, "check")...)
+	cmd.WaitDelay = time.Second
+	out, err := cmd.CombinedOutput()
+	said := strings.TrimSpace(string(out[:min(len(out), 20*maxText)]))
+	if err != nil {
+		return said, fmt.Errorf("postfix check: %w", err)
+	}
+	return said, nil
+}
+
+// load reads what was saved before; it is empty if there is nothing.
+func (p *Postfix) load() (*saved, error) {
+	s := &saved{}
+	text, err := os.ReadFile(p.UndoFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	} else if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(text, s); err != nil {
+		return nil, fmt.Errorf("%s: %w", p.UndoFile(), err)
+	}
+	return s, nil
+}
+
+// note adds what there is now to what was saved before. What Apply itself has written is
+// not what was there before.
+func (s *saved) note(p *Postfix, toml *tomlFile, parameters, keys []Change) error {
+	if s.Time.IsZero() {
+		s.Time = time.Now().UTC().Truncate(time.Second)
+	}
+	if len(parameters) > 0 {
+		info, err := os.Lstat(p.mainCf())
+		if err == nil && info.Mode().Type() == fs.ModeSymlink {
+			err = fmt.Errorf("%s is a symbolic link, which postconf would replace by a file: change the file where it comes from", p.mainCf())
+		}
+		if err != nil {
+			return err
+		}
+		main, err := os.ReadFile(p.mainCf())
+		if err != nil {
+			return err
+		}
+		s.MainCf.note(p.mainCf(), string(main), true)
+	}
+	if len(keys) > 0 {
+		s.Toml.note(toml.path, toml.text, toml.exists)
+	}
+	for _, c := range parameters {
+		note(&s.Parameters, c, p.Main)
+	}
+	for _, c := range keys {
+		s.Keys = append(slices.DeleteFunc(s.Keys, func(k savedValue) bool { return k.Name == c.Name }), savedValue{Name: c.Name, After: c.New})
+	}
+	return nil
+}
+
+// note is saved.note for a file.
+func (f *savedFile) note(path, text string, exists bool) {
+	if f.Path == "" {
+		*f = savedFile{Path: path, Existed: exists, Before: text, Whole: true}
+		return
+	}
+	unchanged := exists == f.Existed && text == f.Before // since before the first change
+	f.Whole = f.Whole && f.Path == path && (unchanged || f.is(text))
+	f.Path, f.After = path, nil
+	if f.Whole {
+		f.After = &text
+	}
+}
+
+// is says whether the file's content is what it was after the change.
+func (f *savedFile) is(text string) bool { return f.After != nil && *f.After == text }
+
+// restore makes the whole file what it was.
+func (f *savedFile) restore() error {
+	if !f.Existed {
+		return os.Remove(f.Path)
+	}
+	return replaceFile(f.Path, f.Before, 0o644)
+}
+
+// note is saved.note for a parameter.
+func note(all *[]savedValue, c Change, now map[string]string) {
+	var before *string
+	if value, ok := now[c.Name]; ok {
+		before = &value
+	}
+	i := slices.IndexFunc(*all, func(v savedValue) bool { return v.Name == c.Name })
+	if i < 0 {
+		*all = append(*all, savedValue{Name: c.Name, Before: before, After: c.New})
+		return
+	}
+	v := &(*all)[i]
+	if !same(before, &v.After) && !same(before, v.Before) {
+		v.Before = before // somebody else has changed it since
+	}
+	v.After = c.New
+}
+
+// same says whether two values, of which nil is none, are the same to Postfix.
+func same(a, b *string) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return sameText(*a, *b)
+}
+
+// write writes the file so that it is on disk, whole, or as it was.
+func (s *saved) write(file string) error {
+	text, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return err
+	}
+	return replaceFile(file, string(text)+"\n", 0o600)
+}
+
+// replaceFile gives a file a new content that is on disk when it returns. Owner and mode
+// stay; mode is that of a new file.
+func replaceFile(file, text string, mode fs.FileMode) (err error) {
+	dir := filepath.Dir(file)
+	f, err := os.CreateTemp(dir, "."+filepath.Base(file)+"-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+			os.Remove(f.Name())
+		}
+	}()
+	info, err := os.Stat(file)
+	switch {
+	case err == nil:
+		mode = info.Mode().Perm()
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			if err := f.Chown(int(st.Uid), int(st.Gid)); err != nil {
+				return err
+			}
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	if _, err := f.WriteString(text); err != nil {
+		return err
+	}
+	if err := errors.Join(f.Chmod(mode), f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), file); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// Undone is what Undo did.
+type Undone struct {
+	// Restored are the parameters and keys that are again what they were.
+	Restored []string `json:"restored"`
+	// Left are those that somebody has changed since, with what to do to have them as they
+	// were. They stay as they are.
+	Left []Left `json:"left"`
+}
+
+// Left is a parameter or key that Undo has left as it is.
+type Left struct {
+	Name string `json:"name"`
+	What string `json:"what"` // what it is now
+	Mend string `json:"mend"` // how to have it as it was
+}
+
+// ErrNothingToUndo says that nothing was saved, or that it has been put back.
+var ErrNothingToUndo = errors.New("there is nothing to put back")
+
+// Undo puts back what was there before Apply, but for what was changed since, and forgets
+// it.
+func (p *Postfix) Undo(ctx context.Context) (*Undone, error) {
+	s, err := p.load()
+	if err != nil {
+		return nil, err
+	}
+	if s.Time.IsZero() {
+		return nil, fmt.Errorf("%w: there is no %s", ErrNothingToUndo, p.UndoFile())
+	}
+	u := &Undone{}
+	if err := errors.Join(p.undoMain(ctx, s, u), undoToml(s, u)); err != nil {
+		return u, err
+	}
+	return u, os.Remove(p.UndoFile())
+}
+
+// undoMain puts main.cf back: as a whole if nobody else has changed it.
+func (p *Postfix) undoMain(ctx context.Context, s *saved, u *Undone) error {
+	if len(s.Parameters) == 0 {
+		return nil
+	}
+	now, err := os.ReadFile(p.mainCf())
+	if err != nil {
+		return err
+	}
+	if s.MainCf.Path == p.mainCf() && s.MainCf.Whole && s.MainCf.is(string(now)) {
+		for _, v := range s.Parameters {
+			u.Restored = append(u.Restored, v.Name)
+		}
+		return s.MainCf.restore()
+	}
+	var set, unset []string
+	for _, v := range s.Parameters {
+		var value *string
+		if text, ok := p.Main[v.Name]; ok {
+			value = &text
+		}
+		command := []string{"-X", v.Name}
+		if v.Before != nil {
+			command = []string{"-e", v.Name + " = " + *v.Before}
+		}
+		switch {
+		case same(value, v.Before):
+			continue // it is already, or was never changed
+		case !same(value, &v.After):
+			u.Left = append(u.Left, Left{v.Name, describeValue(value), postconf.Command("postconf", p.Dir, command...)})
+			continue
+		case v.Before == nil:
+			unset = append(unset, v.Name)
+		default:
+			set = append(set, command[1])
+		}
+		u.Restored = append(u.Restored, v.Name)
+	}
+	if err := p.edit(ctx, "-X", unset); err != nil {
+		return err
+	}
+	return p.edit(ctx, "-e", set)
+}
+
+// edit has postconf change main.cf, all or nothing.
+func (p *Postfix) edit(ctx context.Context, option string, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if _, _, err := postconf.Run(ctx, p.program, postconf.Args(p.Dir, append([]string{option}, args...)...)...); err != nil {
+		return fmt.Errorf("postconf: %w", err)
+	}
+	return nil
+}
+
+func describeValue(value *string) string {
+	if value == nil {
+		return "not set"
+	}
+	return ruapost.Clean(*value, maxText)
+}
+
+// undoToml puts ruapost.toml back: as a whole if nobody else has changed it, else by taking
+// out the lines that were put in.
+func undoToml(s *saved, u *Undone) error {
+	if len(s.Keys) == 0 {
+		return nil
+	}
+	file := s.Toml.Path
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // and with it all keys
+	} else if err != nil {
+		return err
+	}
+	if s.Toml.Whole && s.Toml.is(string(text)) {
+		for _, k := range s.Keys {
+			u.Restored = append(u.Restored, k.Name)
+		}
+		return s.Toml.restore()
+	}
+	rest := string(text)
+	for _, k := range s.Keys {
+		_, name, ok := strings.Cut(k.Name, ".")
+		if !ok {
+			name = k.Name
+		}
+		line := keyLine(name, k.After)
+		if strings.Count("\n"+rest, "\n"+line) != 1 {
+			u.Left = append(u.Left, Left{k.Name, "no longer the line " + strings.TrimSpace(line), "Look for it in " + file + "."})
+			continue
+		}
+		rest = strings.Replace("\n"+rest, "\n"+line, "\n", 1)[1:]
+		u.Restored = append(u.Restored, k.Name)
+	}
+	return replaceFile(file, rest, 0o644)
+}
