@@ -8,9 +8,23 @@ import (
 	"os"
 	"strings"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"golang.org/x/net/publicsuffix"
 
 	"ruapost"
+	"ruapost/internal/metric"
+)
+
+var (
+	suffixLoads = metric.NewCounterVec(prometheus.CounterOpts{
+		Name: "ruapost_suffix_list_loads_total",
+		Help: "Times the file of a public suffix list was read, by result: ok, or failed, so that what was in force stays so.",
+	}, "result", "ok", "failed")
+	suffixNames = promauto.NewGauge(prometheus.GaugeOpts{
+		Name: "ruapost_suffix_list_rules",
+		Help: "Names with rules in the public suffix list that was read; 0 if none was.",
+	})
 )
 
 // maxSuffixFile bounds the file of a public suffix list, in octets. That of 2026
@@ -39,6 +53,17 @@ func (BuiltinSuffixes) OrganizationalDomain(name string) string {
 // same organization as the neighbours than below a top level. An error names the
 // file and, if a rule cannot be read, its line.
 func LoadSuffixes(path string) (Suffixes, error) {
+	list, err := readSuffixes(path)
+	if err != nil {
+		suffixLoads.WithLabelValues("failed").Inc()
+		return nil, err
+	}
+	suffixLoads.WithLabelValues("ok").Inc()
+	suffixNames.Set(float64(len(list)))
+	return list, nil
+}
+
+func readSuffixes(path string) (suffixList, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("dmarc: public suffix list: %w", err)

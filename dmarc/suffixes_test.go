@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"ruapost"
 )
@@ -122,10 +123,15 @@ func TestLoadSuffixes(t *testing.T) {
 			}
 		})
 	}
+	names := testutil.ToFloat64(suffixNames)
+	before := testutil.ToFloat64(suffixLoads.WithLabelValues("failed"))
 	for _, path := range []string{filepath.Join(dir, "missing"), dir} {
 		if list, err := LoadSuffixes(path); err == nil || list != nil || !strings.Contains(err.Error(), path) {
 			t.Errorf("%s: %v, %v", path, list, err)
 		}
+	}
+	if n := testutil.ToFloat64(suffixLoads.WithLabelValues("failed")) - before; n != 2 || names != 1 || testutil.ToFloat64(suffixNames) != names {
+		t.Errorf("%v failures counted; %v names, then %v", n, names, testutil.ToFloat64(suffixNames))
 	}
 }
 

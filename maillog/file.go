@@ -119,8 +119,8 @@ func (f *follower) open() bool {
 		}
 	}
 	if err != nil {
+		sourceFaults.WithLabelValues("file").Inc() // each time: an alert tells a gap in rotation from a missing right
 		if !f.complained {
-			sourceFaults.WithLabelValues("file").Inc()
 			slog.Warn("mail log cannot be read; waiting for it", "source", f.path, "err", err)
 		}
 		f.complained = true

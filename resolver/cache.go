@@ -7,7 +7,8 @@ import (
 
 	"github.com/maypok86/otter/v2"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"ruapost/internal/metric"
 )
 
 const (
@@ -37,13 +38,23 @@ const (
 )
 
 var (
-	lookups = promauto.NewCounterVec(prometheus.CounterOpts{
+	lookups = metric.NewCounterVec(prometheus.CounterOpts{
 		Name: "ruapost_dns_lookups_total",
 		Help: "DNS lookups by where the answer came from: the cache (hit), a lookup already under way (joined) or a new one (miss).",
-	}, []string{"result"})
+	}, "result", "hit", "joined", "miss")
 	lookupsHit    = lookups.WithLabelValues("hit")
 	lookupsJoined = lookups.WithLabelValues("joined")
 	lookupsMiss   = lookups.WithLabelValues("miss")
+
+	limits = metric.NewCounterVec(prometheus.CounterOpts{
+		Name: "ruapost_dns_limit_hits_total",
+		Help: "Limits of lookups: queries (too many under way, so that the lookup failed), cache (answers that made room " +
+			"for others), spf_record (too large, a permanent error), spf_ptr (no answer in time, which does not match).",
+	}, "limit", "queries", "cache", "spf_record", "spf_ptr")
+	limitQueries   = limits.WithLabelValues("queries")
+	limitCache     = limits.WithLabelValues("cache")
+	limitSPFRecord = limits.WithLabelValues("spf_record")
+	limitSPFPTR    = limits.WithLabelValues("spf_ptr")
 )
 
 var errClosed = errors.New("resolver closed")
@@ -85,6 +96,11 @@ func newCache(octets int, now func() time.Time) (*otter.Cache[key, *answer], err
 		ExpiryCalculator: otter.ExpiryWritingFunc(func(e otter.Entry[key, *answer]) time.Duration {
 			return e.Value.ttl
 		}),
+		OnAtomicDeletion: func(e otter.DeletionEvent[key, *answer]) {
+			if e.Cause == otter.CauseOverflow {
+				limitCache.Inc()
+			}
+		},
 		Clock: cacheClock{now: now, start: now()},
 	})
 }

@@ -87,12 +87,17 @@ func TestCacheBounds(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer c.StopAllGoroutines()
+				before := testutil.ToFloat64(limitCache)
 				for i := range tt.offers {
 					c.Set(key{fmt.Sprint(i), dns.TypeA}, &tt.answer)
 				}
 				c.CleanUp()
-				if n := c.EstimatedSize(); n > tt.most || n < tt.most/2 {
+				n := c.EstimatedSize()
+				if n > tt.most || n < tt.most/2 {
 					t.Errorf("%d entries, want no more than %d", n, tt.most)
+				}
+				if gone := testutil.ToFloat64(limitCache) - before; gone != float64(tt.offers-n) {
+					t.Errorf("%v made room, %d of %d are there", gone, n, tt.offers)
 				}
 			})
 		}
@@ -311,8 +316,12 @@ func TestTooManyQueries(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel() // as if the budget were spent
+	before := testutil.ToFloat64(limitQueries)
 	a := r.query(ctx, key{"example.com", dns.TypeTXT})
 	checkError(t, a.error(), "temporary")
+	if n := testutil.ToFloat64(limitQueries) - before; n != 1 {
+		t.Errorf("counted %v", n)
+	}
 	<-r.slots
 	if a := r.query(t.Context(), key{"example.com", dns.TypeTXT}); a.err != nil {
 		t.Error(a.err)

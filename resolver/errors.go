@@ -8,16 +8,11 @@ import (
 	"net"
 	"runtime/debug"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promauto"
-
 	"ruapost"
+	"ruapost/internal/metric"
 )
 
-var panics = promauto.NewCounter(prometheus.CounterOpts{
-	Name: "ruapost_lookup_panics_total",
-	Help: "Lookups in DNS, and fetches of MTA-STS policies, that panicked and count as failed.",
-})
+var panics = metric.NewPanics("lookup")
 
 // errNXDomain is inside the errors for names that do not exist.
 var errNXDomain = errors.New("no such domain")

@@ -14,7 +14,8 @@ import (
 
 	"github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"ruapost/internal/metric"
 )
 
 const (
@@ -33,10 +34,10 @@ const (
 )
 
 var (
-	queries = promauto.NewCounterVec(prometheus.CounterOpts{
+	queries = metric.NewCounterVec(prometheus.CounterOpts{
 		Name: "ruapost_dns_queries_total",
 		Help: "Queries to DNS servers by what came back: an answer, a denial, an error, or nothing in time (timeout).",
-	}, []string{"result"})
+	}, "result", "answer", "denial", "error", "timeout")
 	queriesAnswer  = queries.WithLabelValues("answer")
 	queriesDenial  = queries.WithLabelValues("denial")
 	queriesError   = queries.WithLabelValues("error")
@@ -59,6 +60,7 @@ func (r *Resolver) query(ctx context.Context, k key) *answer {
 	case r.slots <- struct{}{}:
 		defer func() { <-r.slots }()
 	case <-ctx.Done():
+		limitQueries.Inc()
 		return failure(k, errBusy)
 	}
 	var failed *answer

@@ -51,6 +51,7 @@ func (s SPF) LookupTXT(ctx context.Context, domain string) ([]string, error) {
 	a := s.get(ctx, domain, dns.TypeTXT)
 	for _, txt := range a.txts {
 		if len(txt) > maxSPFRecord && strings.HasPrefix(txt, "v=spf1") {
+			limitSPFRecord.Inc()
 			return nil, &net.DNSError{Err: "SPF record too large", Name: domain}
 		}
 	}
@@ -95,6 +96,7 @@ func (s SPF) LookupIPAddr(ctx context.Context, host string) ([]net.IPAddr, error
 		ctx, cancel = context.WithDeadline(ctx, s.found.until)
 		defer cancel()
 		a = s.r.lookup(ctx, key{name, s.family()})
+		s.countLate(ctx)
 	case s.client.Is4(), s.found.mx[name]: // no mechanism but exists wants another family
 		a = s.r.lookup(ctx, key{name, s.family()})
 	default:
@@ -130,11 +132,19 @@ func (s SPF) LookupAddr(ctx context.Context, addr string) ([]string, error) {
 	ctx, cancel := context.WithDeadline(ctx, s.found.until)
 	defer cancel()
 	names, err := s.r.LookupPTR(ctx, ip)
+	s.countLate(ctx)
 	for i, name := range names {
 		s.found.ptr[name] = true
 		names[i] += "."
 	}
 	return names, err
+}
+
+// countLate counts a lookup for ptr that had no more time.
+func (s SPF) countLate(ctx context.Context) {
+	if ctx.Err() != nil && !time.Now().Before(s.found.until) {
+		limitSPFPTR.Inc()
+	}
 }
 
 // spfName returns host as a key has it. Macros put local parts into names, so that

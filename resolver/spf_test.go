@@ -10,6 +10,7 @@ import (
 	"blitiri.com.ar/go/spf"
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
 var _ spf.DNSResolver = SPF{}
@@ -183,6 +184,7 @@ func TestSPFSlowPTR(t *testing.T) {
 		s.SetRcode(name+".silent.example", -1)
 	}
 	s.SetRcode("9.2.0.192.in-addr.arpa", -1)
+	before := testutil.ToFloat64(limitSPFPTR)
 	for _, client := range []string{"192.0.2.1", "192.0.2.9"} {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*ptrTime)
 		defer cancel()
@@ -191,6 +193,9 @@ func TestSPFSlowPTR(t *testing.T) {
 		if got != spf.Fail || ctx.Err() != nil {
 			t.Errorf("%s: %s, %v", client, got, err)
 		}
+	}
+	if n := testutil.ToFloat64(limitSPFPTR) - before; n < 2 {
+		t.Errorf("counted %v lookups without an answer in time", n)
 	}
 }
 
@@ -205,9 +210,13 @@ func TestSPFRecordTooLarge(t *testing.T) {
 	zone.WriteString(`} -all"`)
 	r, _ := start(t, zone.String())
 	addr := netip.MustParseAddr("192.0.2.1")
+	before := testutil.ToFloat64(limitSPFRecord)
 	got, err := spf.CheckHostWithSender(net.IP(addr.AsSlice()), "h.example", "a@example.com", spf.WithContext(t.Context()), spf.WithResolver(r.SPF(addr)))
 	if got != spf.PermError || err == nil || !strings.Contains(err.Error(), "too large") {
 		t.Errorf("%s, %v", got, err)
+	}
+	if n := testutil.ToFloat64(limitSPFRecord) - before; n != 1 {
+		t.Errorf("counted %v", n)
 	}
 }
 

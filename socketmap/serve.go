@@ -11,16 +11,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promauto"
-
 	"ruapost"
+	"ruapost/internal/metric"
 )
 
-var panics = promauto.NewCounter(prometheus.CounterOpts{
-	Name: "ruapost_socketmap_panics_total",
-	Help: "Queries that were answered with NOTFOUND because their handler panicked.",
-})
+var panics = metric.NewPanics("query")
 
 const (
 	// IdleTimeout is how long a connection may take to send its next query.

@@ -109,7 +109,7 @@ func (p *daemon) usage() (u usage, err error) {
 	}
 	m, err := p.measures()
 	u.goroutines, u.heap = int(m["go_goroutines"]), int64(m["go_memstats_next_gc_bytes"])
-	u.commits, u.waited = m["ruapost_store_commit_seconds_count"], m["ruapost_milter_record_seconds_sum"]
+	u.commits, u.waited = m["ruapost_store_commit_duration_seconds_count"], m["ruapost_milter_record_duration_seconds_sum"]
 	for name, value := range m {
 		if strings.HasPrefix(name, "ruapost_dns_queries_total{") {
 			u.queries += int(value)

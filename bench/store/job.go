@@ -158,9 +158,9 @@ func (r *result) gather() error {
 	}
 	for _, f := range families {
 		switch h := f.GetMetric()[0].GetHistogram(); f.GetName() {
-		case "ruapost_store_commit_seconds":
+		case "ruapost_store_commit_duration_seconds":
 			r.Commits += int(h.GetSampleCount())
-		case "ruapost_store_open_seconds":
+		case "ruapost_store_open_duration_seconds":
 			r.Opened = int(h.GetSampleCount())
 			r.OpenTime = time.Duration(h.GetSampleSum() * float64(time.Second))
 		}
