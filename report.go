@@ -32,10 +32,16 @@ type Group struct {
 	// store's bounds on rows a message is counted in Total alone.
 	Rows   int64 `json:"rows"`
 	Listed int64 `json:"listed"`
-	// Required counts the evaluations that are not Optional; Failed the sessions
-	// that failed. The one that does not apply is zero.
+	// Required counts the evaluations that are not Optional, Failed the sessions that
+	// failed, or the messages that failed DMARC.
 	Required int64 `json:"required,omitempty"`
 	Failed   int64 `json:"failed,omitempty"`
+	// Passed counts the messages that passed DMARC, Quarantined and Rejected what was done
+	// with those that failed. Messages that are neither passed nor failed were recorded
+	// before this was counted.
+	Passed      int64 `json:"passed,omitempty"`
+	Quarantined int64 `json:"quarantined,omitempty"`
+	Rejected    int64 `json:"rejected,omitempty"`
 }
 
 // Row is a distinct DMARCResult or TLSFailure with the number of times it was

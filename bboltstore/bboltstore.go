@@ -42,6 +42,8 @@
 //	positions source of log lines                           -> how far it was read
 //	suppressed pattern                                      -> ruapost.Suppression as JSON
 //	counts    name                                          -> counter
+//	days      day, kind, domain                             -> counts by ruapost.Outcome
+//	days      day, kind, 0                                  -> number of its domains
 //
 // Equal rows are merged when they are written: what a report costs does not grow
 // with the number of messages, only with the number of distinct rows. Group IDs
@@ -79,6 +81,8 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+
+	"ruapost/internal/mend"
 )
 
 // Bounds of what waits, and times. What does not fit is dropped, counted in
@@ -203,7 +207,7 @@ func Open(path string) (*Store, error) {
 		s.Close()
 		return nil, err
 	case errors.Is(err, context.DeadlineExceeded):
-		slog.Warn("store: another process keeps the file locked, rows wait", "file", abs)
+		slog.Warn("store: another process keeps the file locked, rows wait; 'fuser' with the file's name shows which", "file", abs)
 	}
 	return s, nil
 }
@@ -428,7 +432,7 @@ func (s *Store) commitBatch(db *bolt.DB) (wrote bool, err error) {
 		// Waiting would not help: there is room again when the reporter has sent and
 		// deleted reports.
 		s.complain(fmt.Errorf("bboltstore: %s has reached its largest size: %w", s.path, err))
-		c = cut{records: uint64(b.records), known: uint64(len(b.seen))}
+		c = cut{full: uint64(b.records), known: uint64(len(b.seen))}
 		db.MaxSize = 0 // else the lines of a log would come again
 		c.positions, err = movePositions(db, b.positions)
 	}
@@ -438,8 +442,9 @@ func (s *Store) commitBatch(db *bolt.DB) (wrote bool, err error) {
 		return false, fmt.Errorf("bboltstore: write to %s: %w", s.path, err)
 	}
 	commitTime.Observe(time.Since(began).Seconds())
-	recorded.Add(float64(uint64(b.records) - c.records))
+	recorded.Add(float64(uint64(b.records) - c.records - c.full))
 	dropped.WithLabelValues("groups").Add(float64(c.records))
+	dropped.WithLabelValues("file_size").Add(float64(c.full))
 	dropped.WithLabelValues("details").Add(float64(c.details))
 	dropped.WithLabelValues("known").Add(float64(c.known))
 	dropped.WithLabelValues("positions").Add(float64(c.positions))
@@ -447,7 +452,7 @@ func (s *Store) commitBatch(db *bolt.DB) (wrote bool, err error) {
 	defer s.mu.Unlock()
 	s.queued -= b.rows
 	s.queuedBytes -= b.bytes
-	queueLength.Set(float64(s.queued))
+	s.showQueue()
 	s.gather.others = len(s.batches) > 1
 	if len(s.batches) > 0 { // else Close has not waited
 		s.batches = s.batches[1:]
@@ -472,9 +477,16 @@ func (s *Store) writeBatch(db *bolt.DB, b *batch, frugal bool) (c cut, err error
 	return c, err
 }
 
+// showQueue shows how much waits. s.mu is held.
+func (s *Store) showQueue() {
+	queueLength.Set(float64(s.queued))
+	queueBytes.Set(float64(s.queuedBytes))
+}
+
 // complain logs err at most once a minute.
 func (s *Store) complain(err error) {
 	writeErrors.Inc()
+	err = mend.State(err)
 	switch queued, ok := s.mayComplain(); {
 	case !ok:
 	case queued > 0:

@@ -69,6 +69,10 @@ const (
 	// MaxCounts is the number of named counters, MaxCountBytes the size of a name.
 	MaxCounts     = 200
 	MaxCountBytes = 100
+	// MaxDayDomains is the number of domains that daily totals are kept of by name, of each
+	// day and kind; the others are counted as one. The half is for those of which no
+	// message passed DMARC that day.
+	MaxDayDomains = 5_000
 	// MaxFileSize is the size up to which the file grows for records; what the
 	// reporter writes is not held to it, nor are MTA-STS policies and positions. It is
 	// the only bound of the file: rows of MaxBytes take up to twice as much in pages,

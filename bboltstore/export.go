@@ -41,6 +41,8 @@ type line struct {
 	Secret      []byte               `json:"secret,omitempty"`
 	Suppression *ruapost.Suppression `json:"suppression,omitempty"`
 	Count       *exportedCount       `json:"count,omitempty"`
+	// And from schema 7 on.
+	Tally *exportedTally `json:"tally,omitempty"`
 }
 
 // highestGroup returns the highest ID that rows are, or may be, found by.
@@ -200,9 +202,13 @@ func exportKept(ctx context.Context, tx *bolt.Tx, out *json.Encoder) error {
 		return err
 	}
 	counts := tx.Bucket(countsBucket)
-	return counts.ForEach(func(k, _ []byte) error {
+	err = counts.ForEach(func(k, _ []byte) error {
 		return out.Encode(line{Count: &exportedCount{string(k), counter(counts, k)}})
 	})
+	if err != nil {
+		return err
+	}
+	return exportTallies(ctx, tx, out)
 }
 
 func exportRows(tx *bolt.Tx, out *json.Encoder, id ruapost.GroupID) error {
@@ -228,8 +234,8 @@ var ErrNotEmpty = errors.New("bboltstore: the store is not empty")
 // it fails in the middle the store holds a part: remove the file and begin anew. What is
 // recorded meanwhile is kept, but makes it fail if it is about a group that is still to
 // come. Of two MTA-STS policies of a domain the one that was fetched later is kept, of two
-// suppressions with a pattern the one that began later; counters are added up, and the
-// secret takes the place of the store's own. The outbox belongs to the store and is to be
+// suppressions with a pattern the one that began later; counters and daily totals are
+// added up, and the secret takes the place of the store's own. The outbox belongs to the store and is to be
 // moved with it.
 func (s *Store) Import(ctx context.Context, r io.Reader) error {
 	sc := bufio.NewScanner(r)
@@ -241,7 +247,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader) error {
 		n++
 		var l line
 		if err := json.Unmarshal(sc.Bytes(), &l); err != nil {
-			return fmt.Errorf("bboltstore: import: line %d: %w", n, err)
+			return fmt.Errorf("bboltstore: import: line %d: %w: is it what store export writes?", n, err)
 		}
 		if n == 1 {
 			if l.Format != exportFormat {
@@ -265,7 +271,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader) error {
 		return fmt.Errorf("bboltstore: import: behind line %d: %w", n, err)
 	}
 	if n == 0 {
-		return errors.New("bboltstore: import: there is nothing to read")
+		return errors.New("bboltstore: import: there is nothing to read; it takes what store export writes from standard input")
 	}
 	if err := s.importLines(ctx, lines, last); err != nil {
 		return fmt.Errorf("bboltstore: import: before line %d: %w", n+1, err)
@@ -324,6 +330,8 @@ func (s *Store) importLines(ctx context.Context, lines []line, last ruapost.Grou
 				err = importSuppression(tx, l.Suppression)
 			case l.Count != nil:
 				err = importCount(tx, l.Count)
+			case l.Tally != nil:
+				err = importTally(tx, l.Tally)
 			default:
 				err = errors.New("a line that is nothing this program knows")
 			}
@@ -350,7 +358,8 @@ func importGroup(tx *bolt.Tx, g *exportedGroup) error {
 	key := groupKey(g.Kind, g.Window, g.Domain, data)
 	v := groupValue{
 		id: uint64(g.ID), total: uint64(g.Total), rows: uint64(g.Rows), bytes: g.Bytes, listed: uint64(g.Listed),
-		required: uint64(g.Required), failed: uint64(g.Failed), policy: data,
+		required: uint64(g.Required), failed: uint64(g.Failed),
+		passed: uint64(g.Passed), quarantined: uint64(g.Quarantined), rejected: uint64(g.Rejected), policy: data,
 	}
 	groups := tx.Bucket(groupsBucket)
 	if groups.Get(key) != nil {

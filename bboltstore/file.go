@@ -25,7 +25,8 @@ import (
 //	4  a third day of those
 //	5  sts, stsnames, positions, and the usage of sts in meta
 //	6  suppressed and their number in meta, counts, and the secret in meta
-const schema = 6
+//	7  days, and three more numbers of a group
+const schema = 7
 
 var (
 	metaBucket       = []byte("meta")
@@ -40,6 +41,7 @@ var (
 	positionsBucket  = []byte("positions")
 	suppressedBucket = []byte("suppressed")
 	countsBucket     = []byte("counts")
+	daysBucket       = []byte("days")
 	schemaKey        = []byte("schema")
 	usageKey         = []byte("usage")
 	knownKey         = []byte("known")
@@ -218,7 +220,7 @@ func create(path string) error {
 func makeBuckets(tx *bolt.Tx) error {
 	for _, name := range [][]byte{
 		metaBucket, groupsBucket, rowsBucket, windowsBucket, trashBucket, reportsBucket, knownBucket,
-		stsBucket, stsNamesBucket, positionsBucket, suppressedBucket, countsBucket,
+		stsBucket, stsNamesBucket, positionsBucket, suppressedBucket, countsBucket, daysBucket,
 	} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
@@ -287,6 +289,11 @@ func migrate(tx *bolt.Tx, found uint64) error {
 			return err
 		}
 	}
+	if found < 7 {
+		if err := migrateTo7(tx); err != nil {
+			return err
+		}
+	}
 	return putSchema(tx)
 }
 
@@ -305,6 +312,22 @@ func migrateTo2(tx *bolt.Tx) error {
 	if err := u.store(tx, usageKey); err != nil {
 		return err
 	}
+	return insertIntoGroups(tx, 6*8, func(k, old []byte) (at int, insert []byte, err error) {
+		// The bytes come behind the first three numbers.
+		return 3 * 8, binary.BigEndian.AppendUint64(nil, bytesOf[binary.BigEndian.Uint64(old)]), countGroup(tx, k, 1)
+	})
+}
+
+// migrateTo7 makes room for how messages fared. Of those that are there it is not known.
+func migrateTo7(tx *bolt.Tx) error {
+	return insertIntoGroups(tx, 7*8, func(_, _ []byte) (at int, insert []byte, err error) {
+		return 7 * 8, make([]byte, 3*8), nil
+	})
+}
+
+// insertIntoGroups inserts what change returns into the values of all groups, whose numbers
+// take up so many bytes.
+func insertIntoGroups(tx *bolt.Tx, header int, change func(k, old []byte) (at int, insert []byte, err error)) error {
 	groups := tx.Bucket(groupsBucket)
 	var keys [][]byte
 	groups.ForEach(func(k, _ []byte) error {
@@ -313,12 +336,14 @@ func migrateTo2(tx *bolt.Tx) error {
 	})
 	for _, k := range keys {
 		old := groups.Get(k)
-		if len(k) < groupKeyHeader+hashLen+1 || len(old) < 6*8 {
+		if len(k) < groupKeyHeader+hashLen+1 || len(old) < header {
 			return fmt.Errorf("group of %d and %d bytes", len(k), len(old))
 		}
-		// The bytes come behind the first three numbers.
-		v := slices.Insert(bytes.Clone(old), 3*8, binary.BigEndian.AppendUint64(nil, bytesOf[binary.BigEndian.Uint64(old)])...)
-		if err := errors.Join(groups.Put(k, v), countGroup(tx, k, 1)); err != nil {
+		at, insert, err := change(k, old)
+		if err != nil {
+			return err
+		}
+		if err := groups.Put(k, slices.Insert(bytes.Clone(old), at, insert...)); err != nil {
 			return err
 		}
 	}

@@ -51,6 +51,24 @@ type Stats struct {
 	// names of counters.
 	Suppressions uint64 `json:"suppressions"`
 	Counts       int    `json:"counts"`
+	// Tallies are the daily totals of domains, and of all together.
+	Tallies int `json:"tallies"`
+}
+
+// Used returns how much of each bound of the file is used, by the names that
+// ruapost_store_dropped_total has for them where it has one; 1 if it is reached.
+func (st *Stats) Used() map[string]float64 {
+	return map[string]float64{
+		"file_size":    float64(st.FileBytes-st.FreeBytes) / MaxFileSize,
+		"rows":         float64(st.Rows) / MaxRows,
+		"bytes":        float64(st.RowBytes) / MaxBytes,
+		"known":        float64(st.KnownDomains) / MaxKnownDomains,
+		"sts_policies": float64(st.STSPolicies) / MaxSTSPolicies,
+		"sts_bytes":    float64(st.STSBytes) / MaxSTSBytes,
+		"positions":    float64(st.Positions) / MaxPositions,
+		"suppressions": float64(st.Suppressions) / MaxSuppressions,
+		"counts":       float64(st.Counts) / MaxCounts,
+	}
 }
 
 // withFile opens the file for fn alone, for as long as fn takes.
@@ -105,6 +123,9 @@ func stats(h *handle, tx *bolt.Tx) (st Stats, err error) {
 	st.Positions = tx.Bucket(positionsBucket).Inspect().KeyN
 	st.Suppressions = counter(tx.Bucket(metaBucket), suppressedKey)
 	st.Counts = tx.Bucket(countsBucket).Inspect().KeyN
+	if st.Tallies, err = countTallies(tx); err != nil {
+		return st, err
+	}
 	u, err = loadUsage(tx, stsKey)
 	st.STSPolicies, st.STSBytes = u.number, u.bytes
 	return st, err
@@ -178,7 +199,7 @@ func checkAll(tx *bolt.Tx) (faults []error) {
 		return nil
 	})
 	return slices.Concat(faults, checkCounters(tx.Bucket(windowsBucket), windows), checkKnown(tx), checkSTS(tx),
-		checkPositions(tx), checkReports(tx), checkSuppressions(tx), checkCounts(tx), checkSecret(tx))
+		checkPositions(tx), checkReports(tx), checkSuppressions(tx), checkCounts(tx), checkSecret(tx), checkTallies(tx))
 }
 
 // checkCounters compares counters with what there is at their keys.
@@ -216,13 +237,13 @@ func checkKnown(tx *bolt.Tx) (faults []error) {
 	return faults
 }
 
-// Tidy finishes what was interrupted, forgets domains that are not known any more, and
-// compacts the file if that is worth while.
+// Tidy finishes what was interrupted, forgets domains that are not known any more and daily
+// totals that are past, and compacts the file if that is worth while.
 func (s *Store) Tidy(ctx context.Context) error {
 	if err := s.emptyTrash(ctx); err != nil {
 		return err
 	}
-	if err := s.forgetKnown(ctx, time.Now()); err != nil {
+	if err := errors.Join(s.forgetKnown(ctx, time.Now()), s.forgetTallies(ctx, time.Now())); err != nil {
 		return err
 	}
 	return s.withFile(ctx, func(h *handle) error {

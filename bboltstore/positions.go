@@ -33,6 +33,7 @@ func (s *Store) RecordSessionsAt(ctx context.Context, sessions []ruapost.Session
 		return fmt.Errorf("bboltstore: a position without a source, nothing recorded")
 	}
 	if n := max(len(at.Source), len(at.At)); n > MaxPositionBytes {
+		dropped.WithLabelValues("position_bytes").Inc()
 		return fmt.Errorf("bboltstore: a position or its source has %d bytes, more than %d, nothing recorded", n, MaxPositionBytes)
 	}
 	entries, err := sessionEntries(sessions)

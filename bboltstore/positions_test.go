@@ -228,13 +228,13 @@ func TestPositionMovesWithoutSessions(t *testing.T) {
 	for i := range 40 {
 		recordAt(t, s, fmt.Sprint(i), long)
 	}
-	count := func() float64 { return testutil.ToFloat64(dropped.WithLabelValues("groups")) }
+	count := func(limit string) float64 { return testutil.ToFloat64(dropped.WithLabelValues(limit)) }
 
 	s.bounds.windowGroups = 1
-	was := count()
+	was := count("groups")
 	recordAt(t, s, "mail.log", "2", session("example.net"), session("example.com"))
 	wantPosition(t, s, "mail.log", "2")
-	if n := count() - was; n != 1 {
+	if n := count("groups") - was; n != 1 {
 		t.Errorf("%v dropped", n)
 	}
 
@@ -249,7 +249,7 @@ func TestPositionMovesWithoutSessions(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.maxFile = 1
-	was = count()
+	was = count("file_size")
 	other, err := open(path)
 	if err != nil {
 		t.Fatal(err)
@@ -269,7 +269,7 @@ func TestPositionMovesWithoutSessions(t *testing.T) {
 	for i := range 40 {
 		wantPosition(t, s, fmt.Sprint(i), fmt.Sprint(long, i))
 	}
-	if n := count() - was; n != 2 {
+	if n := count("file_size") - was; n != 2 {
 		t.Errorf("%v dropped", n)
 	}
 	s.maxFile = MaxFileSize
@@ -328,4 +328,20 @@ func TestUncountedWithoutRoom(t *testing.T) {
 		t.Errorf("groups %+v", g)
 	}
 	checkStore(t, s)
+}
+
+// A position that is too long is refused with its sessions, and counted.
+func TestPositionTooLong(t *testing.T) {
+	s := openStore(t, filepath.Join(t.TempDir(), "db"))
+	was := testutil.ToFloat64(dropped.WithLabelValues("position_bytes"))
+	at := ruapost.Position{Source: "mail.log", At: strings.Repeat("x", MaxPositionBytes+1)}
+	if err := s.RecordSessionsAt(t.Context(), []ruapost.Session{session("example.com")}, at); err == nil {
+		t.Error("no error")
+	}
+	if n := testutil.ToFloat64(dropped.WithLabelValues("position_bytes")) - was; n != 1 {
+		t.Errorf("counted %v", n)
+	}
+	if g := groups(t, s, noon.Add(24*time.Hour)); len(g) != 0 {
+		t.Errorf("groups %+v", g)
+	}
 }

@@ -41,6 +41,8 @@ type addition struct {
 	policy                  []byte
 	records                 uint64 // that were added up, also those that do not count
 	total, required, failed uint64
+	passed                  uint64
+	quarantined, rejected   uint64
 	proven                  bool
 	rows                    map[[hashLen]byte]*rowAddition
 	// ifKnown counts the evaluations that are required if the organizational domain is
@@ -62,6 +64,8 @@ type entry struct {
 	policy                  []byte
 	uncounted               bool // adds rows, but nothing to the total
 	required, failed        uint64
+	passed                  uint64
+	quarantined, rejected   uint64
 	groupProven, rowsProven bool
 	rows                    [][]byte
 	organization            string   // organizational domain, what follows is about it
@@ -91,6 +95,7 @@ func (s *Store) RecordEvaluation(ctx context.Context, e *ruapost.Evaluation) err
 	}
 	passed := e.Result.AlignedDKIM || e.Result.AlignedSPF
 	en.groupProven, en.rowsProven = passed, passed
+	en.count(passed, e.Result.Disposition)
 	if canBeKnown(e.OrganizationalDomain) {
 		en.organization = e.OrganizationalDomain
 		if passed {
@@ -105,6 +110,20 @@ func (s *Store) RecordEvaluation(ctx context.Context, e *ruapost.Evaluation) err
 		en.required = 1
 	}
 	return s.record(ctx, []entry{en}, nil)
+}
+
+// count notes how a message fared.
+func (en *entry) count(passed bool, done ruapost.Disposition) {
+	switch {
+	case passed:
+		en.passed = 1
+		return
+	case done == ruapost.DispositionQuarantine:
+		en.quarantined = 1
+	case done == ruapost.DispositionReject:
+		en.rejected = 1
+	}
+	en.failed = 1
 }
 
 // RecordSessions adds the sessions to the windows of their times. It returns as
@@ -123,6 +142,7 @@ func sessionEntries(sessions []ruapost.Session) ([]entry, error) {
 		se := &sessions[i]
 		policy, err := json.Marshal(se.Policy)
 		if err == nil && len(policy) > MaxPolicyBytes {
+			dropped.WithLabelValues("policy_bytes").Inc()
 			policy, err = json.Marshal(ruapost.TLSPolicy{Type: se.Policy.Type, Domain: se.Policy.Domain})
 		}
 		if err != nil {
@@ -188,7 +208,7 @@ func (s *Store) recordAll(ctx context.Context, entries []entry, at *ruapost.Posi
 		b = s.addEach(entries)
 	}
 	b.waiting++
-	queueLength.Set(float64(s.queued))
+	s.showQueue()
 	s.mu.Unlock()
 	s.notify()
 	select {
@@ -253,6 +273,9 @@ func (b *batch) addToGroup(en *entry) {
 	}
 	g.required += en.required
 	g.failed += en.failed
+	g.passed += en.passed
+	g.quarantined += en.quarantined
+	g.rejected += en.rejected
 	g.proven = g.proven || en.groupProven
 	if en.ifKnown {
 		if g.ifKnown[en.organization] == 0 {
@@ -298,6 +321,7 @@ type writer struct {
 // cut counts what a bound has kept out.
 type cut struct {
 	records   uint64 // whole messages and sessions
+	full      uint64 // the same, because the file is full
 	details   uint64 // those of which only the total was counted
 	known     uint64 // domains
 	positions uint64
@@ -353,13 +377,20 @@ func (w *writer) writeGroup(key []byte, add *addition) error {
 	if err != nil {
 		return err
 	}
-	if !found {
+	switch {
+	case !found && w.frugal:
+		w.cut.full += add.records
+		return nil
+	case !found:
 		w.cut.records += add.records
 		return nil
 	}
 	g.total += add.total
 	g.required += add.required
 	g.failed += add.failed
+	g.passed += add.passed
+	g.quarantined += add.quarantined
+	g.rejected += add.rejected
 	for domain, n := range add.ifKnown {
 		if known, err := w.known.isKnown(domain, add.day); err != nil {
 			return err
@@ -425,10 +456,11 @@ func (w *writer) writeRows(groupKey []byte, g *groupValue, add map[[hashLen]byte
 type groupValue struct {
 	id                                           uint64
 	total, rows, bytes, listed, required, failed uint64
+	passed, quarantined, rejected                uint64
 	policy                                       []byte
 }
 
-const groupHeader = 7 * 8
+const groupHeader = 10 * 8
 
 func decodeGroup(v []byte) (groupValue, error) {
 	if len(v) < groupHeader {
@@ -437,13 +469,14 @@ func decodeGroup(v []byte) (groupValue, error) {
 	u := func(i int) uint64 { return binary.BigEndian.Uint64(v[8*i:]) }
 	return groupValue{
 		id: u(0), total: u(1), rows: u(2), bytes: u(3), listed: u(4), required: u(5), failed: u(6),
+		passed: u(7), quarantined: u(8), rejected: u(9),
 		policy: v[groupHeader:],
 	}, nil
 }
 
 func (g *groupValue) encode() []byte {
 	v := make([]byte, 0, groupHeader+len(g.policy))
-	for _, n := range []uint64{g.id, g.total, g.rows, g.bytes, g.listed, g.required, g.failed} {
+	for _, n := range []uint64{g.id, g.total, g.rows, g.bytes, g.listed, g.required, g.failed, g.passed, g.quarantined, g.rejected} {
 		v = binary.BigEndian.AppendUint64(v, n)
 	}
 	return append(v, g.policy...)

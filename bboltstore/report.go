@@ -86,6 +86,7 @@ func readGroup(key, value []byte) (g ruapost.Group, err error) {
 	g.ID = ruapost.GroupID(v.id)
 	g.Total, g.Rows, g.Listed = int64(v.total), int64(v.rows), int64(v.listed)
 	g.Required, g.Failed = int64(v.required), int64(v.failed)
+	g.Passed, g.Quarantined, g.Rejected = int64(v.passed), int64(v.quarantined), int64(v.rejected)
 	var policy any = &g.DMARC
 	if g.Kind == ruapost.KindTLS {
 		policy = &g.TLS
@@ -120,7 +121,8 @@ func (s *Store) Seal(ctx context.Context, r *ruapost.Report) error {
 	return nil
 }
 
-// takeGroups deletes the groups' keys and returns what they held last.
+// takeGroups deletes the groups' keys, adds what they count to the daily totals, and
+// returns what they held last.
 func takeGroups(tx *bolt.Tx, groups []ruapost.Group) (taken []ruapost.Group, err error) {
 	b := tx.Bucket(groupsBucket)
 	for _, want := range groups {
@@ -140,7 +142,7 @@ func takeGroups(tx *bolt.Tx, groups []ruapost.Group) (taken []ruapost.Group, err
 			if err := b.Delete(key); err != nil {
 				return nil, err
 			}
-			if err := countGroup(tx, key, -1); err != nil {
+			if err := errors.Join(countGroup(tx, key, -1), tallyGroup(tx, &g)); err != nil {
 				return nil, err
 			}
 			break

@@ -28,6 +28,7 @@ import (
 	"ruapost"
 	"ruapost/dmarc"
 	"ruapost/resolver"
+	"ruapost/totals"
 )
 
 // Bounds of a connection and a message.
@@ -151,6 +152,9 @@ type Service struct {
 	Config   Config
 	Resolver Resolver
 	Recorder Recorder
+	// Totals, unless nil, counts all messages that are judged, also those that nobody wants
+	// reports about.
+	Totals *totals.Counter
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 	// Draw returns a number from 0 to 99, for the sampling of RFC 7489 6.6.4; nil means
@@ -188,8 +192,6 @@ func (s *Service) draw() int {
 // ServeConn speaks the milter protocol on conn until Postfix ends it, ctx ends
 // while no message is under way, or an error makes it useless. It closes conn.
 func (s *Service) ServeConn(ctx context.Context, conn net.Conn) {
-	connections.Inc()
-	defer connections.Dec()
 	// A message under way is judged to its end even if we are to stop: what is cut
 	// off would look like a temporary error of its sender's DNS.
 	sessionCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -278,6 +280,32 @@ func (c *milterConn) Close() error {
 	err := c.Conn.Close()
 	c.once.Do(func() { close(c.gone) })
 	return err
+}
+
+// tally counts a message that does not come again.
+func (s *Service) tally(j *judgement) {
+	if j.deferred {
+		return
+	}
+	o := ruapost.OutcomeNoPolicy
+	switch j.result {
+	case dmarc.ResultPass:
+		o = ruapost.OutcomePass
+	case dmarc.ResultTemperror:
+		o = ruapost.OutcomeTemperror
+	case dmarc.ResultPermerror:
+		o = ruapost.OutcomePermerror
+	case dmarc.ResultFail:
+		switch j.disposition {
+		case ruapost.DispositionQuarantine:
+			o = ruapost.OutcomeQuarantine
+		case ruapost.DispositionReject:
+			o = ruapost.OutcomeReject
+		default:
+			o = ruapost.OutcomeFail
+		}
+	}
+	s.Totals.Add(j.when, ruapost.KindDMARC, o)
 }
 
 // record waits for the evaluation to be on disk, but no longer than mail may wait.

@@ -156,8 +156,11 @@ func (s *session) Body(m *milter.Modifier) (resp milter.Response, err error) {
 	messages.WithLabelValues(string(j.result)).Inc()
 	dispositions.WithLabelValues(j.outcome()).Inc()
 	// On a broken connection Postfix decides what becomes of the message.
-	if e := j.evaluation(); e != nil && broken == nil {
-		s.service.record(e)
+	if broken == nil {
+		s.service.tally(j)
+		if e := j.evaluation(); e != nil {
+			s.service.record(e)
+		}
 	}
 	if code, text, ok := j.reply(); ok {
 		return milter.NewResponseStr(byte(milter.ActReplyCode), code+" "+text), nil

@@ -65,7 +65,12 @@ func newAnswers(find func(ctx context.Context, domain string, old *answer) *answ
 			return e.Value.lifetime(time.Now())
 		}),
 		RefreshCalculator: otter.RefreshWriting[string, *answer](freshFor),
-		Logger:            &otter.NoopLogger{},
+		OnAtomicDeletion: func(e otter.DeletionEvent[string, *answer]) {
+			if e.Cause == otter.CauseOverflow {
+				limitAnswers.Inc()
+			}
+		},
+		Logger: &otter.NoopLogger{},
 	})
 	a.loader = find
 	return a

@@ -3,6 +3,7 @@ package outbound
 import (
 	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"strings"
@@ -119,6 +120,12 @@ func (p *Policies) look(ctx context.Context, f *finding) {
 		f.hostsErr = err
 	}
 	f.sts = <-sts
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		limits.WithLabelValues("time").Inc()
+	}
+	if f.hosts.Skipped > 0 {
+		limits.WithLabelValues("hosts").Inc()
+	}
 }
 
 // level returns what follows from what was found.

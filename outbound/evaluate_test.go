@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	mdns "github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"ruapost"
 	"ruapost/dane"
@@ -369,5 +370,31 @@ func TestSessionsAtTheEnd(t *testing.T) {
 	s.Run(ended)
 	if len(rec.sessions) != 2*n {
 		t.Errorf("%d sessions recorded, want %d", len(rec.sessions), 2*n)
+	}
+}
+
+// What keeps an answer from being complete is counted, an answer that is complete is not.
+func TestLimitsOfAnswers(t *testing.T) {
+	r := newRig(t)
+	r.dns.Add("few.example. 300 IN MX 10 mx.few.example.\nmx.few.example. 300 IN A 192.0.2.1")
+	for i := range dane.MaxHosts + 1 {
+		r.dns.Add(fmt.Sprintf("many.example. 300 IN MX 10 mx%[1]d.many.example.\nmx%[1]d.many.example. 300 IN A 192.0.2.1", i))
+	}
+	r.dns.SetRcode("silent.example", -1)
+	for domain, want := range map[string]map[string]float64{
+		"few.example": {}, "many.example": {"hosts": 1}, "silent.example": {"time": 1},
+	} {
+		before := map[string]float64{}
+		for _, limit := range []string{"hosts", "time"} {
+			before[limit] = testutil.ToFloat64(limits.WithLabelValues(limit))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), queryTimeout/10)
+		r.look(ctx, &finding{domain: domain, hosts: &dane.Result{}})
+		cancel()
+		for limit, was := range before {
+			if n := testutil.ToFloat64(limits.WithLabelValues(limit)) - was; n != want[limit] {
+				t.Errorf("%s: %s counted %v times", domain, limit, n)
+			}
+		}
 	}
 }

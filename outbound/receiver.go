@@ -209,9 +209,9 @@ func (w *waiting) record(ctx context.Context, batches <-chan batch, rec Recorder
 	for b := range batches {
 		if len(b.sessions) > 0 {
 			if rec == nil {
-				sessionsDropped.Add(float64(len(b.sessions)))
+				droppedByStore.Add(float64(len(b.sessions)))
 			} else if err := rec.RecordSessions(ctx, b.sessions); err != nil {
-				sessionsDropped.Add(float64(len(b.sessions)))
+				droppedByStore.Add(float64(len(b.sessions)))
 				slog.Error("TLS sessions could not be recorded", "sessions", len(b.sessions), "err", err)
 			}
 		}

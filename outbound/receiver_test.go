@@ -168,7 +168,7 @@ func TestReceiveLongDatagrams(t *testing.T) {
 
 // Without a store the socket is drained all the same.
 func TestReceiveWithoutStore(t *testing.T) {
-	before := testutil.ToFloat64(sessionsDropped)
+	before := testutil.ToFloat64(droppedByStore)
 	out, cancel, done := receiving(t, nil)
 	const n = 100
 	for range n {
@@ -178,7 +178,7 @@ func TestReceiveWithoutStore(t *testing.T) {
 	}
 	cancel()
 	<-done
-	if dropped := testutil.ToFloat64(sessionsDropped) - before; dropped != n {
+	if dropped := testutil.ToFloat64(droppedByStore) - before; dropped != n {
 		t.Errorf("%v sessions dropped, want %d", dropped, n)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"ruapost"
 	"ruapost/resolver"
 	"ruapost/tlsrpt"
+	"ruapost/totals"
 )
 
 const (
@@ -28,6 +29,8 @@ type Sessions struct {
 	policies *Policies
 	resolver tlsrpt.Resolver
 	rec      Recorder
+	// Totals, unless nil, counts all sessions, each once, also those that are not reported.
+	Totals *totals.Counter
 	// hosts are the MX hosts that are known to ask for reports, or not to.
 	hosts *otter.Cache[string, bool]
 	// waiting are sessions with hosts of which that is not known.
@@ -91,7 +94,7 @@ func (r *Sessions) recordForHost(ctx context.Context, s ruapost.Session) {
 		return
 	}
 	if err := r.rec.RecordSessions(ctx, []ruapost.Session{s}); err != nil {
-		sessionsDropped.Inc()
+		droppedByStore.Inc()
 	}
 }
 
@@ -101,9 +104,13 @@ func (r *Sessions) forReports(sessions []ruapost.Session) []ruapost.Session {
 	settings := r.policies.settings.Load()
 	var all []ruapost.Session
 	for _, s := range sessions {
-		if !settings.override(s.Domain).NoReport {
+		reported := !settings.override(s.Domain).NoReport
+		if reported {
 			r.judgeHosts(&s)
 			all = append(all, s)
+		}
+		if !s.Uncounted {
+			r.Totals.Add(s.Time, ruapost.KindTLS, ruapost.SessionOutcome(s.Policy.Type, s.Failed))
 		}
 		// The policy domain of DANE is the MX host, which may serve many recipient domains
 		// and belong to somebody else than they do (RFC 8460 1.1).
@@ -118,7 +125,7 @@ func (r *Sessions) forReports(sessions []ruapost.Session) []ruapost.Session {
 			select {
 			case r.waiting <- s:
 			default:
-				sessionsDropped.Inc()
+				droppedForHosts.Inc()
 			}
 		}
 	}

@@ -141,6 +141,11 @@ func newSTSCache(r mtasts.Resolver, f *mtasts.Fetcher, store PolicyStore, change
 		entries: otter.Must(&otter.Options[string, *stsEntry]{
 			MaximumWeight: maxPolicyBytes,
 			Weigher:       weight,
+			OnAtomicDeletion: func(e otter.DeletionEvent[string, *stsEntry]) {
+				if e.Cause == otter.CauseOverflow {
+					limitPolicies.Inc()
+				}
+			},
 		}),
 		fetching: map[string]chan struct{}{},
 	}

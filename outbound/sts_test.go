@@ -12,6 +12,7 @@ import (
 	"time"
 
 	mdns "github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"ruapost/internal/lab"
 	"ruapost/mtasts"
@@ -245,12 +246,15 @@ func TestSTSWeight(t *testing.T) {
 	c := newRig(t).Policies.sts
 	big := policy(make([]string, mtasts.MaxMX), strings.Repeat("x", mtasts.MaxPolicySize))
 	most := maxPolicyBytes / mtasts.MaxPolicySize
+	before := testutil.ToFloat64(limitPolicies)
 	for i := range 2 * most {
 		c.entries.Set(fmt.Sprint(i), &stsEntry{policy: big})
 	}
 	c.entries.CleanUp()
 	if n := c.entries.EstimatedSize(); n > most || n < most/2 {
 		t.Errorf("%d policies kept, want no more than %d", n, most)
+	} else if gone := testutil.ToFloat64(limitPolicies) - before; gone != float64(2*most-n) {
+		t.Errorf("%v made room, %d of %d are there", gone, n, 2*most)
 	}
 }
 
@@ -274,7 +278,10 @@ func TestSlowPolicyHost(t *testing.T) {
 	}
 	// What is known is returned at once, whatever is being fetched.
 	c.entries.Set("example.com", &stsEntry{policy: policy(nil), id: "0", expires: c.now().Add(time.Hour)})
-	if p := c.find(t.Context(), "example.com").policy; p == nil || len(c.fetching) != 1 {
+	p := c.find(t.Context(), "example.com").policy
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p == nil || len(c.fetching) != 1 {
 		t.Errorf("policy %+v, %d fetches", p, len(c.fetching))
 	}
 }

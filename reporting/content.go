@@ -180,6 +180,7 @@ func partOf(rep *ruapost.Report, number int) *ruapost.Report {
 	g := &part.Groups[0]
 	// What is counted without a row is told of in the first part.
 	g.Total, g.Listed, g.Rows, g.Required = g.Total-g.Listed, 0, 0, 0
+	g.Passed, g.Failed, g.Quarantined, g.Rejected = 0, 0, 0, 0 // the summary has those of its rows
 	if number > 1 {
 		part.ID = partID(rep.ID, number)
 		g.Total = 0

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -35,6 +38,12 @@ var (
 			"held_back", "held back", "by",
 			[]string{"max_reports_per_run", "max_reports_per_day", "max_per_destination_domain"},
 			"Reports that a run has left for later ones because of a bound of the configuration.",
+		},
+		{
+			"limit_hits", "limits hit", "limit",
+			[]string{"max_recipients", "max_report_size", "lookups"},
+			"Reports that not all who want them got (max_recipients), or that were sent in parts (max_report_size); runs " +
+				"in which the DNS was so slow that some reports were left for the next one (lookups).",
 		},
 		{"dropped", "dropped", "reason", dropReasons(), "Windows that no report was made about."},
 		{
@@ -93,11 +102,24 @@ func writeCounters(w io.Writer, counts map[string]uint64) error {
 	return t.write(w)
 }
 
-// WriteTextfile writes the store's counters, how many suppressions are in force, when the
-// last run ended and whether it was without fault into the file at path, for
+// Ended is what WriteTextfile tells of a run that is over.
+type Ended struct {
+	Began, Ended time.Time
+	// OK says that it ended without a fault.
+	OK bool
+	// Counts are the store's counters.
+	Counts map[string]uint64
+	// Suppressions is how many are in force.
+	Suppressions int
+	Backlog      *Backlog
+	// StoreUsed is how much of each of the store's bounds is used, 1 if it is reached.
+	StoreUsed map[string]float64
+}
+
+// WriteTextfile writes what there is to know of a run into the file at path, for
 // node_exporter's textfile collector. Whoever reads the file meanwhile gets the old one or
 // the new one.
-func WriteTextfile(path string, counts map[string]uint64, suppressed int, ended time.Time, ok bool) (err error) {
+func WriteTextfile(path string, e *Ended) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("reporting: textfile: %w", err)
@@ -109,7 +131,7 @@ func WriteTextfile(path string, counts map[string]uint64, suppressed int, ended 
 	}
 	defer os.Remove(f.Name()) // it is not there any more if all went well
 	w := bufio.NewWriter(f)
-	writeMetrics(w, counts, suppressed, ended, ok)
+	writeMetrics(w, e, lastSuccess(path, e))
 	// node_exporter is another user; CreateTemp has made the file for ours alone.
 	if err := errors.Join(w.Flush(), f.Chmod(0o644), f.Close()); err != nil {
 		return err
@@ -117,33 +139,86 @@ func WriteTextfile(path string, counts map[string]uint64, suppressed int, ended 
 	return os.Rename(f.Name(), path)
 }
 
-// writeMetrics writes the text format of Prometheus. All counters are there from the
-// beginning, so that the first step of each is seen.
-func writeMetrics(w *bufio.Writer, counts map[string]uint64, suppressed int, ended time.Time, ok bool) {
-	const prefix = "ruapost_reporter_"
-	for _, f := range families {
-		name := prefix + f.name + "_total"
-		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s counter\n", name, f.help, name)
-		for _, c := range f.counters(counts) {
-			labels := ""
-			if f.label != "" {
-				labels = fmt.Sprintf("{%s=%q}", f.label, c.value)
-			}
-			fmt.Fprintf(w, "%s%s %d\n", name, labels, c.n)
+// prefix is what the names of all metrics in the textfile begin with.
+const prefix = "ruapost_reporter_"
+
+// successMetric is the one that outlives the runs that fail.
+const successMetric = prefix + "last_success_timestamp_seconds"
+
+// lastSuccess returns when a run last ended without a fault, Unix time, by the textfile that
+// is there; 0 if that is not known.
+func lastSuccess(path string, e *Ended) float64 {
+	if e.OK {
+		return float64(e.Ended.Unix())
+	}
+	text, _ := os.ReadFile(path) // that of the first run is not there
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, successMetric+" "); ok {
+			at, _ := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			return at
 		}
 	}
-	success := 0
-	if ok {
-		success = 1
+	return 0
+}
+
+// writeMetrics writes the text format of Prometheus. All counters are there from the
+// beginning, so that the first step of each is seen.
+func writeMetrics(w *bufio.Writer, e *Ended, success float64) {
+	for _, f := range families {
+		name := prefix + f.name + "_total"
+		writeHead(w, name, "counter", f.help)
+		for _, c := range f.counters(e.Counts) {
+			writeSample(w, name, f.label, c.value, float64(c.n))
+		}
 	}
 	for _, gauge := range []struct {
 		name, help string
-		value      int64
+		value      float64
 	}{
-		{prefix + "suppressions", "Suppressions that are in force.", int64(suppressed)},
-		{prefix + "last_run_timestamp_seconds", "When the last run ended.", ended.Unix()},
-		{prefix + "last_run_success", "Whether the last run ended without a fault.", int64(success)},
+		{prefix + "suppressions", "Suppressions that are in force.", float64(e.Suppressions)},
+		{prefix + "outbox_bytes", "Size of the outbox: what waits, and what was sent and is kept.", float64(e.Backlog.OutboxBytes)},
+		{prefix + "oldest_waiting_timestamp_seconds", "When the oldest report was made that some recipient waits for; 0 if there is none.", unixTime(e.Backlog.Oldest)},
+		{prefix + "last_run_timestamp_seconds", "When the last run ended.", unixTime(e.Ended)},
+		{prefix + "last_run_duration_seconds", "How long it took, with the pauses between the mails.", e.Ended.Sub(e.Began).Seconds()},
+		{prefix + "last_run_success", "Whether the last run ended without a fault.", map[bool]float64{true: 1}[e.OK]},
+		{successMetric, "When a run last ended without a fault; 0 if none has.", success},
 	} {
-		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s gauge\n%s %d\n", gauge.name, gauge.help, gauge.name, gauge.name, gauge.value)
+		writeHead(w, gauge.name, "gauge", gauge.help)
+		writeSample(w, gauge.name, "", "", gauge.value)
 	}
+	for _, gauge := range []struct {
+		name, help string
+		values     map[ruapost.Kind]int
+	}{
+		{prefix + "reports_due", "Reports that could be made and are not yet: the DNS did not say who wants them.", e.Backlog.Due},
+		{prefix + "reports_waiting", "Reports that are made and that some recipient waits for.", e.Backlog.Waiting},
+	} {
+		writeHead(w, gauge.name, "gauge", gauge.help)
+		for _, kind := range kinds {
+			writeSample(w, gauge.name, "kind", kind, float64(gauge.values[ruapost.Kind(kind)]))
+		}
+	}
+	writeHead(w, prefix+"store_used_ratio", "gauge", "How much of each of the store's bounds is used; 1: it is reached.")
+	for _, limit := range slices.Sorted(maps.Keys(e.StoreUsed)) {
+		writeSample(w, prefix+"store_used_ratio", "limit", limit, e.StoreUsed[limit])
+	}
+}
+
+func unixTime(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.Unix())
+}
+
+func writeHead(w *bufio.Writer, name, kind, help string) {
+	fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
+}
+
+// writeSample writes one value; label is empty if there is none.
+func writeSample(w *bufio.Writer, name, label, of string, value float64) {
+	if label != "" {
+		name += fmt.Sprintf("{%s=%q}", label, of)
+	}
+	fmt.Fprintf(w, "%s %s\n", name, strconv.FormatFloat(value, 'f', -1, 64))
 }

@@ -17,10 +17,10 @@ import (
 // it is those that were tried last. The error wraps ruapost.ErrNoReport if there is nothing
 // that v asks for.
 func (r *Reporter) History(ctx context.Context, w io.Writer, v View) error {
-	var entries []listed
+	var entries []Entry
 	leftOut := 0
 	trim := func() {
-		slices.SortStableFunc(entries, func(a, b listed) int {
+		slices.SortStableFunc(entries, func(a, b Entry) int {
 			return cmp.Or(lastTry(a.report).Compare(lastTry(b.report)), cmp.Compare(a.Domain, b.Domain))
 		})
 		if n := len(entries) - v.Limit; v.Limit > 0 && n > 0 {
@@ -73,7 +73,7 @@ func lastTry(rep *ruapost.Report) time.Time {
 	return last
 }
 
-func writeHistory(w io.Writer, entries []listed, v View, leftOut int) error {
+func writeHistory(w io.Writer, entries []Entry, v View, leftOut int) error {
 	if v.JSON {
 		for _, e := range entries {
 			if err := writeJSON(w, e); err != nil {
@@ -109,7 +109,7 @@ type historyLine struct {
 	note  string
 }
 
-func historyLines(entries []listed) (lines []historyLine) {
+func historyLines(entries []Entry) (lines []historyLine) {
 	for _, e := range entries {
 		add := func(tried time.Time, last, outcome, recipient, note string) {
 			cells := []string{last, string(e.Kind), e.Domain, day(e.Window), strconv.FormatInt(e.Count, 10), outcome, recipient, e.shortID()}

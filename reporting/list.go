@@ -27,34 +27,38 @@ type View struct {
 
 // States of an entry that is no report yet.
 const (
-	stateRecording  = "recording"
-	stateDue        = "due"
-	stateUnreported = "no report" // there is to be none
+	StateRecording  = "recording"
+	StateDue        = "due"
+	StateUnreported = "no report" // there is to be none
 )
 
 // States of a report.
 const (
-	stateSealed     = "sealed"
-	stateWaiting    = "waiting"
-	stateSent       = "sent"
-	stateFailed     = "failed"
-	stateBounced    = "bounced"
-	stateSuppressed = "suppressed"
-	stateRefused    = "not agreed"
+	StateSealed     = "sealed"
+	StateWaiting    = "waiting"
+	StateSent       = "sent"
+	StateFailed     = "failed"
+	StateBounced    = "bounced"
+	StateSuppressed = "suppressed"
+	StateRefused    = "not agreed"
 )
 
-// listed is what is told of a report that was made or could be.
-type listed struct {
+// Entry is what is told of a report that was made or could be.
+type Entry struct {
 	Kind   ruapost.Kind   `json:"kind"`
 	Domain string         `json:"domain"`
 	Window ruapost.Window `json:"window"`
 	Count  int64          `json:"count"`
-	*results
+	*Results
 	State string `json:"state"`
 	// Detail says more about State, for people.
 	Detail     string              `json:"detail,omitempty"`
 	ReportID   string              `json:"report_id,omitempty"`
 	Recipients []ruapost.Recipient `json:"recipients,omitempty"`
+	// Group is the first group of what is no report yet, Policies what the domain had
+	// published then, in a few words.
+	Group    ruapost.GroupID `json:"-"`
+	Policies []string        `json:"-"`
 
 	groups []ruapost.Group // what results are found by
 	report *ruapost.Report // nil if it is none yet
@@ -74,13 +78,13 @@ func (r *Reporter) List(ctx context.Context, w io.Writer, v View) error {
 	}
 	leftOut := 0
 	if v.Limit > 0 && len(entries) > v.Limit {
-		slices.SortStableFunc(entries, func(a, b listed) int {
+		slices.SortStableFunc(entries, func(a, b Entry) int {
 			return cmp.Or(cmp.Compare(a.rank(), b.rank()), cmp.Compare(b.Count, a.Count))
 		})
 		leftOut = len(entries) - v.Limit
 		entries = entries[:v.Limit]
 	}
-	slices.SortStableFunc(entries, func(a, b listed) int {
+	slices.SortStableFunc(entries, func(a, b Entry) int {
 		return cmp.Or(cmp.Compare(a.Domain, b.Domain), a.Window.Start.Compare(b.Window.Start), cmp.Compare(a.Kind, b.Kind))
 	})
 	if err := r.addResults(ctx, entries); err != nil {
@@ -92,15 +96,15 @@ func (r *Reporter) List(ctx context.Context, w io.Writer, v View) error {
 	}
 	if v.JSON {
 		return writeJSON(w, struct {
-			Reports  []listed          `json:"reports"`
+			Reports  []Entry           `json:"reports"`
 			LeftOut  int               `json:"left_out"`
 			Counters map[string]uint64 `json:"counters"`
-		}{append([]listed{}, entries...), leftOut, counts})
+		}{append([]Entry{}, entries...), leftOut, counts})
 	}
 	return writeList(w, entries, leftOut, counts)
 }
 
-func writeList(w io.Writer, entries []listed, leftOut int, counts map[string]uint64) error {
+func writeList(w io.Writer, entries []Entry, leftOut int, counts map[string]uint64) error {
 	if len(entries) == 0 {
 		if _, err := fmt.Fprintln(w, "Nothing is recorded or waits to be sent. What was reported before: history"); err != nil {
 			return err
@@ -110,7 +114,7 @@ func writeList(w io.Writer, entries []listed, leftOut int, counts map[string]uin
 	var t table
 	t.add("KIND", "DOMAIN", "DAY (UTC)", "COUNT", "STATE", "RESULTS", "REPORT-ID")
 	for _, e := range entries {
-		t.add(string(e.Kind), e.Domain, day(e.Window), strconv.FormatInt(e.Count, 10), e.stateText(), e.results.text(e.Kind), cmp.Or(e.shortID(), "-"))
+		t.add(string(e.Kind), e.Domain, day(e.Window), strconv.FormatInt(e.Count, 10), e.stateText(), e.Results.text(e.Kind), cmp.Or(e.shortID(), "-"))
 		for _, rc := range e.Recipients {
 			if rc.Error != "" {
 				t.note(rc.Address + ": " + recipientState(&rc))
@@ -129,7 +133,7 @@ func writeList(w io.Writer, entries []listed, leftOut int, counts map[string]uin
 }
 
 // entries returns what List is about.
-func (r *Reporter) entries(ctx context.Context, v View) (entries []listed, err error) {
+func (r *Reporter) entries(ctx context.Context, v View) (entries []Entry, err error) {
 	if v.ReportID != "" {
 		return r.entryOf(ctx, v.ReportID)
 	}
@@ -161,27 +165,34 @@ func (r *Reporter) entries(ctx context.Context, v View) (entries []listed, err e
 }
 
 // entryOf returns the only entry for a report identifier.
-func (r *Reporter) entryOf(ctx context.Context, id string) ([]listed, error) {
+func (r *Reporter) entryOf(ctx context.Context, id string) ([]Entry, error) {
 	rep, err := r.FindReport(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	return []listed{r.reportEntry(rep)}, nil
+	return []Entry{r.reportEntry(rep)}, nil
 }
 
-func (r *Reporter) dueEntry(d *dueReport) listed {
-	e := listed{Kind: d.kind, Domain: d.domain, Window: d.window, Count: total(d.groups), State: stateRecording, groups: d.groups}
+func (r *Reporter) dueEntry(d *dueReport) Entry {
+	e := Entry{Kind: d.kind, Domain: d.domain, Window: d.window, Count: total(d.groups), State: StateRecording, Group: d.groups[0].ID, Policies: policyTexts(d.groups), groups: d.groups}
 	switch err := r.reportable(d); {
 	case err != nil:
-		e.State, e.Detail = stateUnreported, err.Error()
+		e.State, e.Detail = StateUnreported, err.Error()
 	case !d.window.End.Add(Grace).After(r.now()):
-		e.State = stateDue
+		e.State = StateDue
 	}
 	return e
 }
 
-func (r *Reporter) reportEntry(rep *ruapost.Report) listed {
-	e := listed{
+// EntryOf is what is told of a report.
+func (r *Reporter) EntryOf(rep *ruapost.Report) Entry {
+	e := r.reportEntry(rep)
+	e.Results = reportResults(rep, frozenSummary(rep))
+	return e
+}
+
+func (r *Reporter) reportEntry(rep *ruapost.Report) Entry {
+	e := Entry{
 		Kind: rep.Kind, Domain: rep.Domain, Window: rep.Window, Count: total(rep.Groups),
 		ReportID: rep.ID, Recipients: rep.Recipients, groups: rep.Groups, report: rep,
 	}
@@ -195,7 +206,7 @@ func (r *Reporter) reportEntry(rep *ruapost.Report) listed {
 // reportState says how a report is: of its recipients the one that is worst off counts.
 func (r *Reporter) reportState(rep *ruapost.Report) (state, detail string) {
 	if rep.State == ruapost.ReportSealed {
-		return stateSealed, "the next run composes it"
+		return StateSealed, "the next run composes it"
 	}
 	n := map[ruapost.RecipientState]int{}
 	var next, last time.Time
@@ -216,30 +227,30 @@ func (r *Reporter) reportState(rep *ruapost.Report) (state, detail string) {
 	}
 	switch {
 	case n[ruapost.RecipientWaiting] > 0 && next.After(r.now()):
-		return stateWaiting, "until " + at(next)
+		return StateWaiting, "until " + at(next)
 	case n[ruapost.RecipientWaiting] > 0:
-		return stateWaiting, "for its turn"
+		return StateWaiting, "for its turn"
 	case n[ruapost.RecipientFailed] > 0:
-		return stateFailed, of(ruapost.RecipientFailed)
+		return StateFailed, of(ruapost.RecipientFailed)
 	case n[ruapost.RecipientBounced] > 0:
-		return stateBounced, of(ruapost.RecipientBounced)
+		return StateBounced, of(ruapost.RecipientBounced)
 	case n[ruapost.RecipientSent] > 0:
-		return stateSent, at(last)
+		return StateSent, at(last)
 	case n[ruapost.RecipientSuppressed] > 0:
-		return stateSuppressed, ""
+		return StateSuppressed, ""
 	case n[ruapost.RecipientRefused] > 0:
-		return stateRefused, ""
+		return StateRefused, ""
 	}
-	return stateFailed, "nobody is left to get it"
+	return StateFailed, "nobody is left to get it"
 }
 
 // shortIDDigits is how much of a report identifier a table has: its first eight digits are
 // the time, which all reports of a run may share.
 const shortIDDigits = 12
 
-func (e *listed) shortID() string { return e.ReportID[:min(len(e.ReportID), shortIDDigits)] }
+func (e *Entry) shortID() string { return e.ReportID[:min(len(e.ReportID), shortIDDigits)] }
 
-func (e *listed) stateText() string {
+func (e *Entry) stateText() string {
 	if e.Detail == "" {
 		return e.State
 	}
@@ -247,9 +258,9 @@ func (e *listed) stateText() string {
 }
 
 // rank orders entries by how much they need somebody's eye.
-func (e *listed) rank() int {
+func (e *Entry) rank() int {
 	return slices.Index([]string{
-		stateFailed, stateBounced, stateWaiting, stateSealed, stateDue, stateSent, stateSuppressed, stateRefused, stateRecording, stateUnreported,
+		StateFailed, StateBounced, StateWaiting, StateSealed, StateDue, StateSent, StateSuppressed, StateRefused, StateRecording, StateUnreported,
 	}, e.State)
 }
 
@@ -275,7 +286,7 @@ func day(w ruapost.Window) string {
 
 func recipientState(rc *ruapost.Recipient) string {
 	if rc.State == ruapost.RecipientRefused { // the error says the same at more length
-		return stateRefused
+		return StateRefused
 	}
 	text := string(rc.State)
 	switch {
@@ -288,4 +299,20 @@ func recipientState(rc *ruapost.Recipient) string {
 		text += ": " + rc.Error
 	}
 	return text
+}
+
+// policyTexts returns the policies of groups, each once.
+func policyTexts(groups []ruapost.Group) (texts []string) {
+	for i := range groups {
+		var text string
+		if g := &groups[i]; g.DMARC != nil {
+			text = policyText(g.DMARC)
+		} else {
+			text = policyKind(g.TLS)
+		}
+		if !slices.Contains(texts, text) {
+			texts = append(texts, text)
+		}
+	}
+	return texts
 }

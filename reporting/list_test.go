@@ -292,9 +292,18 @@ func TestTextfile(t *testing.T) {
 		counts[name] = uint64(100 + len(counts))
 	}
 	path := filepath.Join(t.TempDir(), "ruapost.prom")
-	ended := time.Unix(1795392000, 0)
-	for range 2 { // the second replaces the first
-		if err := WriteTextfile(path, counts, 7, ended, true); err != nil {
+	ended := Ended{
+		Began: time.Unix(1795391990, 0), Ended: time.Unix(1795392000, 0), OK: true, Counts: counts, Suppressions: 7,
+		Backlog: &Backlog{
+			Due: map[ruapost.Kind]int{ruapost.KindTLS: 3}, Waiting: map[ruapost.Kind]int{ruapost.KindDMARC: 2},
+			Oldest: time.Unix(1795300000, 0), OutboxBytes: 5000,
+		},
+		StoreUsed: map[string]float64{"rows": 0.25},
+	}
+	failed := ended
+	failed.Ended, failed.OK = ended.Ended.Add(time.Hour), false
+	for _, e := range []*Ended{&failed, &ended, &failed} { // the next replaces the one before
+		if err := WriteTextfile(path, e); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -329,12 +338,21 @@ func TestTextfile(t *testing.T) {
 	if d := cmp.Diff(counts, got); d != "" {
 		t.Error(d)
 	}
-	for name, want := range map[string]float64{"suppressions": 7, "last_run_success": 1, "last_run_timestamp_seconds": 1795392000} {
-		if got := metrics["ruapost_reporter_"+name].Metric[0].Gauge.GetValue(); got != want {
-			t.Errorf("%s %v", name, got)
+	for name, want := range map[string][]float64{ // by label, if there is one
+		"suppressions": {7}, "outbox_bytes": {5000}, "oldest_waiting_timestamp_seconds": {1795300000},
+		"last_run_success": {0}, "last_run_timestamp_seconds": {1795395600}, "last_run_duration_seconds": {3610},
+		"last_success_timestamp_seconds": {1795392000},
+		"reports_due":                    {0, 3}, "reports_waiting": {2, 0}, "store_used_ratio": {0.25},
+	} {
+		var got []float64
+		for _, m := range metrics["ruapost_reporter_"+name].GetMetric() {
+			got = append(got, m.GetGauge().GetValue())
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("%s: %s", name, d)
 		}
 	}
-	if err := WriteTextfile(filepath.Join(t.TempDir(), "none", "x.prom"), counts, 7, ended, true); err == nil {
+	if err := WriteTextfile(filepath.Join(t.TempDir(), "none", "x.prom"), &ended); err == nil {
 		t.Error("no error although the folder is missing")
 	}
 }

@@ -99,7 +99,6 @@ func (r *Reporter) reportMail(rep *ruapost.Report, rc *ruapost.Recipient) *compo
 	case ruapost.KindDMARC:
 		msg.Subject = dmarc.Subject(rep.Domain, submitter, rep.ID)
 		msg.Attachment.ContentType = "application/gzip" // RFC 9990 3.5.2
-		msg.Attachment.Filename = dmarc.Filename(submitter, rep.Domain, rep.Window, rep.ID)
 	case ruapost.KindTLS:
 		msg.Subject = tlsrpt.Subject(rep.Domain, submitter, rep.ID)
 		msg.ReportType = "tlsrpt"
@@ -110,9 +109,17 @@ func (r *Reporter) reportMail(rep *ruapost.Report, rc *ruapost.Recipient) *compo
 			{Name: "TLS-Required", Value: "No"},
 		}
 		msg.Attachment.ContentType = tlsrpt.MediaType
-		msg.Attachment.Filename = tlsrpt.Filename(submitter, rep.Domain, rep.Window, rep.ID)
 	}
+	msg.Attachment.Filename = r.filename(rep)
 	return msg
+}
+
+// filename is what a report is called where it arrives.
+func (r *Reporter) filename(rep *ruapost.Report) string {
+	if rep.Kind == ruapost.KindTLS {
+		return tlsrpt.Filename(r.submitter(rep.Kind), rep.Domain, rep.Window, rep.ID)
+	}
+	return dmarc.Filename(r.submitter(rep.Kind), rep.Domain, rep.Window, rep.ID)
 }
 
 // errorMail returns the mail that says that the report was too large.

@@ -81,7 +81,7 @@ func (r *Reporter) Forget(ctx context.Context, domain string) (recorded int64, r
 			}
 		}
 		reports = len(ids)
-		return nil
+		return r.Store.DropTallies(ctx, domain)
 	})
 	return recorded, reports, err
 }

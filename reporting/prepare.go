@@ -185,6 +185,9 @@ func (run *run) note(ctx context.Context, p *preparation) error {
 
 // countComposed counts what a report is now that it is composed, and whom it does not go to.
 func (run *run) countComposed(p *preparation) {
+	if len(p.parts) > 1 {
+		run.count("limit_hits_max_report_size")
+	}
 	for _, part := range p.parts {
 		run.count("reports_" + string(part.Kind))
 	}

@@ -26,20 +26,20 @@ type ruaURI struct {
 	maxSize uint64
 }
 
-// wanted returns who is to get a report that can be made. The error is a noReport or
-// temporary.
-func (r *Reporter) wanted(ctx context.Context, d *dueReport, suppressed suppressions) ([]ruapost.Recipient, error) {
+// wanted returns who is to get a report that can be made, and whether others would want it
+// for whom there is no room. The error is a noReport or temporary.
+func (r *Reporter) wanted(ctx context.Context, d *dueReport, suppressed suppressions) (list []ruapost.Recipient, full bool, err error) {
 	if err := r.reportable(d); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	published, err := r.published(ctx, d.kind, d.domain)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if len(published) == 0 {
-		return nil, errNobody
+		return nil, false, errNobody
 	}
 	return r.recipients(d, published, suppressed)
 }
@@ -73,9 +73,9 @@ func (r *Reporter) published(ctx context.Context, kind ruapost.Kind, domain stri
 }
 
 // recipients returns those of the destinations that may get the report, at most
-// MaxRecipients, in their order (RFC 9990 3.5). The error is a noReport.
-func (r *Reporter) recipients(d *dueReport, published []ruaURI, suppressed suppressions) ([]ruapost.Recipient, error) {
-	var list []ruapost.Recipient
+// MaxRecipients, in their order (RFC 9990 3.5), and whether that left any out. The error is
+// a noReport.
+func (r *Reporter) recipients(d *dueReport, published []ruaURI, suppressed suppressions) (list []ruapost.Recipient, full bool, err error) {
 	var unusable []string
 	why := error(errSuppressed) // if none is left: what the last one left out was left out for
 	for _, u := range published {
@@ -89,15 +89,17 @@ func (r *Reporter) recipients(d *dueReport, published []ruaURI, suppressed suppr
 			continue
 		}
 		r.suppress(d.domain, &rc, suppressed)
-		list = r.addRecipient(list, rc)
+		var left bool
+		list, left = r.addRecipient(list, rc)
+		full = full || left
 	}
 	switch {
 	case isWaiting(list):
-		return list, nil
+		return list, full, nil
 	case len(list) == 0 && len(unusable) > 0:
-		return nil, noReport{errNobody.counter, ruapost.Clean("no destination can be used: "+strings.Join(unusable, ", "), 500)}
+		return nil, false, noReport{errNobody.counter, ruapost.Clean("no destination can be used: "+strings.Join(unusable, ", "), 500)}
 	}
-	return nil, why
+	return nil, false, why
 }
 
 // recipient returns the recipient that a destination of a domain's record stands for.
@@ -140,20 +142,20 @@ func hostOf(rc *ruapost.Recipient) string {
 
 // addRecipient adds rc to list unless its address is there already, in whatever
 // state, or the list is full. Those that are suppressed take nobody's place.
-func (r *Reporter) addRecipient(list []ruapost.Recipient, rc ruapost.Recipient) []ruapost.Recipient {
+func (r *Reporter) addRecipient(list []ruapost.Recipient, rc ruapost.Recipient) (_ []ruapost.Recipient, full bool) {
 	served := 0
 	for _, o := range list {
 		if o.Address == rc.Address {
-			return list
+			return list, false
 		}
 		if o.State != ruapost.RecipientSuppressed {
 			served++
 		}
 	}
 	if served >= r.MaxRecipients {
-		return list
+		return list, true
 	}
-	return append(list, rc)
+	return append(list, rc), false
 }
 
 // answer is what accept returned for a recipient that was asked.
@@ -234,7 +236,7 @@ func (run *run) noteAnswers(rep *ruapost.Report, answers []answer) (without []ru
 		if run.suppress(rep.Domain, &rc, run.suppressed) && rep.State == ruapost.ReportComposed {
 			without = append(without, rc)
 		}
-		list = run.addRecipient(list, rc)
+		list, _ = run.addRecipient(list, rc)
 	}
 	if len(list) == 0 {
 		slog.Warn("nobody is left to get the report", "domain", rep.Domain, "report_id", rep.ID)

@@ -89,7 +89,7 @@ func (r *Reporter) dryWaiting(ctx context.Context, w io.Writer, what Selection) 
 func (r *Reporter) dryReport(ctx context.Context, d *dueReport, suppressed suppressions) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s %s: %d counted: ", d.kind, d.domain, day(d.window), total(d.groups))
-	recipients, err := r.wanted(ctx, d, suppressed)
+	recipients, _, err := r.wanted(ctx, d, suppressed)
 	if why, none := errors.AsType[noReport](err); none {
 		fmt.Fprintf(&b, "%s, would be dropped\n", why)
 		return b.String()

@@ -103,6 +103,12 @@ type Store interface {
 	// Count adds to counters, which Counts returns.
 	Count(ctx context.Context, counts map[string]uint64) error
 	Counts(ctx context.Context) (map[string]uint64, error)
+
+	// Tallies returns the daily totals from a day on, in the order of day, kind and domain:
+	// of one domain, or all if domain is empty. Seal and Drop add what the groups count.
+	Tallies(ctx context.Context, from time.Time, domain string) iter.Seq2[ruapost.Tally, error]
+	// DropTallies deletes those of a domain.
+	DropTallies(ctx context.Context, domain string) error
 }
 
 // Names is a set of domains and mail addresses. An address is in it if its domain is.

@@ -369,7 +369,7 @@ func TestExternalDestinations(t *testing.T) {
 	}
 	var out bytes.Buffer
 	if err := r.List(t.Context(), &out, View{}); err != nil || !strings.Contains(out.String(), "a@refuses.example") ||
-		!strings.Contains(out.String(), ": "+stateRefused) {
+		!strings.Contains(out.String(), ": "+StateRefused) {
 		t.Errorf("list: %v\n%s", err, &out)
 	}
 }

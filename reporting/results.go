@@ -15,9 +15,9 @@ import (
 // What is past it has no results.
 const maxListedRows = 200_000
 
-// results is how the messages fared with DMARC that are listed in a report, or sessions
+// Results is how the messages fared with DMARC that are listed in a report, or sessions
 // with TLS.
-type results struct {
+type Results struct {
 	Passed int64 `json:"passed"`
 	Failed int64 `json:"failed"`
 	// Treated is what was done with messages that failed.
@@ -25,7 +25,7 @@ type results struct {
 }
 
 // text is for a terminal. Nil is not known.
-func (res *results) text(kind ruapost.Kind) string {
+func (res *Results) text(kind ruapost.Kind) string {
 	switch {
 	case res == nil, res.Passed+res.Failed == 0:
 		return "-"
@@ -42,39 +42,58 @@ func (res *results) text(kind ruapost.Kind) string {
 }
 
 // addResults finds out how what is listed fared.
-func (r *Reporter) addResults(ctx context.Context, entries []listed) error {
+func (r *Reporter) addResults(ctx context.Context, entries []Entry) error {
 	rows := int64(maxListedRows)
 	for i := range entries {
 		e := &entries[i]
 		rep := e.report
 		switch {
-		case e.Kind == ruapost.KindTLS:
-			e.results = tlsResults(e.groups)
 		case rep != nil && rep.State != ruapost.ReportSealed:
-			e.results = r.frozenResults(rep)
+			e.Results = reportResults(rep, frozenSummary(rep))
+		case groupResults(e.groups) != nil:
+			e.Results = groupResults(e.groups)
 		case e.groups[0].Rows <= rows:
 			rows -= e.groups[0].Rows
 			res, err := r.recordedResults(ctx, e.groups[0].ID)
 			if err != nil {
 				return err
 			}
-			e.results = res
+			e.Results = res
 		}
 	}
 	return nil
 }
 
-func tlsResults(groups []ruapost.Group) *results {
-	res := &results{}
-	for _, g := range groups {
-		res.Passed += g.Total - g.Failed
-		res.Failed += g.Failed
+// groupResults returns how what is counted in groups fared, nil if that is not known of all
+// of it.
+func groupResults(groups []ruapost.Group) *Results {
+	var c ruapost.OutcomeCounts
+	for i := range groups {
+		of := groups[i].Outcomes()
+		c.Add(&of)
+	}
+	if c[ruapost.OutcomeUnknown] > 0 {
+		return nil
+	}
+	res := &Results{Failed: c.FailedMessages() + c.FailedSessions()}
+	res.Passed = c.Total() - res.Failed
+	for d, n := range map[ruapost.Disposition]int64{
+		ruapost.DispositionNone:       c[ruapost.OutcomeFail],
+		ruapost.DispositionQuarantine: c[ruapost.OutcomeQuarantine],
+		ruapost.DispositionReject:     c[ruapost.OutcomeReject],
+	} {
+		if n > 0 {
+			if res.Treated == nil {
+				res.Treated = map[ruapost.Disposition]int64{}
+			}
+			res.Treated[d] = n
+		}
 	}
 	return res
 }
 
 // recordedResults counts rows that are in the store.
-func (r *Reporter) recordedResults(ctx context.Context, id ruapost.GroupID) (*results, error) {
+func (r *Reporter) recordedResults(ctx context.Context, id ruapost.GroupID) (*Results, error) {
 	var s summary
 	for row, err := range r.Store.Rows(ctx, id) {
 		var res ruapost.DMARCResult
@@ -86,15 +105,24 @@ func (r *Reporter) recordedResults(ctx context.Context, id ruapost.GroupID) (*re
 		}
 		s.addDMARC(row.Count, &res)
 	}
-	return &results{s.Passed, s.Failed, s.Treated}, nil
+	return &Results{s.Passed, s.Failed, s.Treated}, nil
 }
 
-// frozenResults returns what was counted when the report was composed, nil if that is
-// not known any more.
-func (r *Reporter) frozenResults(rep *ruapost.Report) *results {
+// frozenSummary returns what was counted when the report was composed, nil if that is not
+// known any more.
+func frozenSummary(rep *ruapost.Report) *summary {
 	var s summary
-	if json.Unmarshal(rep.Summary, &s) != nil {
+	if rep.State == ruapost.ReportSealed || json.Unmarshal(rep.Summary, &s) != nil {
 		return nil
 	}
-	return &results{s.Passed, s.Failed, s.Treated}
+	return &s
+}
+
+// reportResults returns how what a report is about fared, nil if that is not known: what its
+// summary says of the messages that are listed, else what its groups count.
+func reportResults(rep *ruapost.Report, s *summary) *Results {
+	if rep.Kind == ruapost.KindDMARC && s != nil && s.Passed+s.Failed > 0 {
+		return &Results{s.Passed, s.Failed, s.Treated}
+	}
+	return groupResults(rep.Groups)
 }

@@ -226,6 +226,7 @@ func (run *run) fresh(ctx context.Context) error {
 			return run.begin(ctx, &d, found)
 		})
 		if run.lookups.Err() != nil && ctx.Err() == nil {
+			run.count("limit_hits_lookups")
 			slog.Warn("the DNS is slow: some reports are left for the next run", "after", lookupsTimeout)
 		}
 		return err
@@ -235,7 +236,7 @@ func (run *run) fresh(ctx context.Context) error {
 // begin finds who is to get a report that is due, and drops it if that is nobody.
 func (run *run) begin(ctx context.Context, d *dueReport, found chan<- *preparation) error {
 	log := slog.With("kind", d.kind, "domain", d.domain, "from", d.window.Start.Format(time.DateTime))
-	recipients, err := run.wanted(ctx, d, run.suppressed)
+	recipients, full, err := run.wanted(ctx, d, run.suppressed)
 	why, none := errors.AsType[noReport](err)
 	switch {
 	case ctx.Err() != nil:
@@ -261,6 +262,9 @@ func (run *run) begin(ctx context.Context, d *dueReport, found chan<- *preparati
 		Recipients: recipients,
 	}
 	_, without := run.askRecipients(ctx, rep)
+	if full {
+		run.count("limit_hits_max_recipients")
+	}
 	if ctx.Err() == nil {
 		found <- &preparation{rep: rep, due: d, without: without}
 	}

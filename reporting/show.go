@@ -273,33 +273,43 @@ func (r *Reporter) showJSON(ctx context.Context, w io.Writer, rep *ruapost.Repor
 // Preview writes what is recorded about a domain as the reports that would be made of it
 // now. The error wraps ErrNothing if nothing is.
 func (r *Reporter) Preview(ctx context.Context, w io.Writer, domain string) error {
-	due, err := r.due(ctx, r.before(Selection{Open: true}), domain)
+	due, covered, err := r.previews(ctx, domain)
 	if err != nil {
 		return err
-	}
-	covered := coverage{}
-	reports := 0
-	for rep, err := range r.Store.Reports(ctx) {
-		if err != nil {
-			return err
-		}
-		covered.add(&rep, r.now())
-		if rep.Domain == domain {
-			reports++
-		}
 	}
 	for _, d := range due {
 		if err := r.preview(ctx, w, &d, covered); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// previews returns what is recorded about a domain, and what its reports cover. The error
+// wraps ErrNothing if nothing is recorded and nothing was reported.
+func (r *Reporter) previews(ctx context.Context, domain string) ([]dueReport, coverage, error) {
+	due, err := r.due(ctx, r.before(Selection{Open: true}), domain)
+	if err != nil {
+		return nil, nil, err
+	}
+	covered := coverage{}
+	reports := 0
+	for rep, err := range r.Store.Reports(ctx) {
+		if err != nil {
+			return nil, nil, err
+		}
+		covered.add(&rep, r.now())
+		if rep.Domain == domain {
+			reports++
+		}
+	}
 	switch {
 	case len(due) > 0:
-		return nil
+		return due, covered, nil
 	case reports > 0:
-		return fmt.Errorf("%s: %w since the last report; what was reported: show %s", domain, errNothingNew, domain)
+		return nil, nil, fmt.Errorf("%s: %w since the last report; what was reported: show %s", domain, errNothingNew, domain)
 	}
-	return fmt.Errorf("%s: %w", domain, ErrNothing)
+	return nil, nil, fmt.Errorf("%s: %w", domain, ErrNothing)
 }
 
 var errNothingNew = errors.New("nothing is recorded")
@@ -309,11 +319,17 @@ func (r *Reporter) preview(ctx context.Context, w io.Writer, d *dueReport, cover
 		_, err = fmt.Fprintf(w, "=== no %s report of %s, %d counted: %v\n\n", d.kind, day(d.window), total(d.groups), err)
 		return err
 	}
-	rep := &ruapost.Report{ID: "preview", Kind: d.kind, Domain: d.domain, Window: r.reportWindow(d, covered), Groups: d.groups}
+	rep, legacy := r.previewOf(d, covered)
 	fmt.Fprintf(w, "=== %s report of %s as it would be now, not sent yet\n", d.kind, day(d.window))
-	if err := r.writeRecorded(ctx, w, rep, r.Format == dmarc.RFC7489 || has(r.Legacy, d.domain)); err != nil {
+	if err := r.writeRecorded(ctx, w, rep, legacy); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintln(w)
 	return err
+}
+
+// previewOf returns the report that would be made, and whether in the form of RFC 7489.
+func (r *Reporter) previewOf(d *dueReport, covered coverage) (rep *ruapost.Report, legacy bool) {
+	rep = &ruapost.Report{ID: "preview", Kind: d.kind, Domain: d.domain, Window: r.reportWindow(d, covered), Groups: d.groups}
+	return rep, r.Format == dmarc.RFC7489 || has(r.Legacy, d.domain)
 }

@@ -166,11 +166,7 @@ func (s *summary) collect() {
 		s.Worst = nil
 		largest, ranked := s.sources.largest(maxWorst, netip.Addr.Compare)
 		for _, c := range largest {
-			s.Worst = append(s.Worst, worst{c.lower(), c.over > 0, []string{
-				c.key.String(),
-				orMore(string(c.notes.disposition), c.notes.severalDispositions),
-				"From: " + orMore(oneLine(c.notes.from, maxName), c.notes.severalFrom),
-			}})
+			s.Worst = append(s.Worst, worst{c.lower(), c.over > 0, sourceWords(c)})
 		}
 		s.Unranked = !ranked
 	}
@@ -178,11 +174,24 @@ func (s *summary) collect() {
 		s.Worst = nil
 		largest, ranked := s.failures.largest(maxWorst, failureKind.compare)
 		for _, c := range largest {
-			words := []string{oneLine(c.key.result, maxName), oneLine(c.key.mx, maxName), oneLine(c.key.reason, maxName)}
-			s.Worst = append(s.Worst, worst{c.lower(), c.over > 0, words})
+			s.Worst = append(s.Worst, worst{c.lower(), c.over > 0, c.key.words()})
 		}
 		s.Unranked = !ranked
 	}
+}
+
+// sourceWords is what the text says of a source.
+func sourceWords(c *counter[netip.Addr, sourceNotes]) []string {
+	return []string{
+		c.key.String(),
+		orMore(string(c.notes.disposition), c.notes.severalDispositions),
+		"From: " + orMore(oneLine(c.notes.from, maxName), c.notes.severalFrom),
+	}
+}
+
+// words is what the text says of failures.
+func (k failureKind) words() []string {
+	return []string{oneLine(k.result, maxName), oneLine(k.mx, maxName), oneLine(k.reason, maxName)}
 }
 
 func (k failureKind) compare(l failureKind) int {

@@ -42,7 +42,7 @@ func merge(groups []ruapost.Group) []ruapost.Group {
 			continue
 		}
 		m := &merged[i]
-		m.Total, m.Listed, m.Required = m.Total+g.Total, m.Listed+g.Listed, m.Required+g.Required
+		m.Total, m.Listed, m.Required, m.Passed = m.Total+g.Total, m.Listed+g.Listed, m.Required+g.Required, m.Passed+g.Passed
 	}
 	return merged
 }

@@ -31,6 +31,8 @@
 // and from 1 MiB on must be; a pattern of that size is an error. There is room for a hundred
 // counters.
 //
+// Daily totals of 2,000 domains of a day and kind are kept by name.
+//
 // Any other call that returns nil has done what it says. One whose context ended
 // returns the context's error and may or may not have done it, but never half of
 // what must go together: a report is stored if and only if its groups are taken.
@@ -44,6 +46,7 @@ import (
 	"ruapost/inbound"
 	"ruapost/outbound"
 	"ruapost/reporting"
+	"ruapost/totals"
 )
 
 // Store is what the flows ask of a store, and the end of it.
@@ -54,6 +57,7 @@ type Store interface {
 	outbound.DestinationRecorder
 	outbound.PolicyStore
 	outbound.PositionRecorder
+	totals.Store
 	// Close records what still waits and ends this access to the store; calls fail
 	// from then on. It may be called again.
 	Close() error
@@ -150,6 +154,11 @@ func Run(t *testing.T, open Open) {
 		{"suppressions/size", testSuppressionSize},
 		{"suppressions/concurrent", testSuppressionsConcurrent},
 		{"suppressions/panics", testSuppressionPanics},
+		{"tallies/of groups", testTalliesOfGroups},
+		{"tallies/added", testTalliesAdded},
+		{"tallies/many", testTalliesMany},
+		{"tallies/hostile", testTalliesHostile},
+		{"tallies/concurrent", testTalliesConcurrent},
 		{"secret", testSecret},
 		{"counts", testCounts},
 		{"counts/names", testCountNames},

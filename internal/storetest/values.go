@@ -122,10 +122,22 @@ func oneGroup(t *testing.T, s Store) ruapost.Group {
 
 // evaluations returns the group that evaluations like e make up.
 func evaluations(e *ruapost.Evaluation, total, rows, listed, required int64) ruapost.Group {
-	return ruapost.Group{
+	g := ruapost.Group{
 		Kind: ruapost.KindDMARC, Window: ruapost.Day(e.Time), Domain: e.Policy.Domain, DMARC: &e.Policy,
 		Total: total, Rows: rows, Listed: listed, Required: required,
 	}
+	if e.Result.AlignedDKIM || e.Result.AlignedSPF {
+		g.Passed = total
+		return g
+	}
+	g.Failed = total
+	switch e.Result.Disposition {
+	case ruapost.DispositionQuarantine:
+		g.Quarantined = total
+	case ruapost.DispositionReject:
+		g.Rejected = total
+	}
+	return g
 }
 
 // sessions returns the group that sessions like s make up.
