@@ -26,12 +26,13 @@ import (
 	"ruapost/internal/lab"
 )
 
-// Addresses of the namespace: Postfix's, that of the mail server of everybody else, and a
-// client's.
+// Addresses of the namespace: Postfix's, that of the mail server of everybody else, a client's,
+// and that of one who forges.
 const (
 	postfixIP = "192.0.2.25"
 	sinkIP    = "203.0.113.9"
 	clientIP  = "198.51.100.9"
+	forgerIP  = "198.51.100.66"
 )
 
 // group is the control group of a root.
@@ -113,6 +114,21 @@ type machine struct {
 // beside are services of the root that the tests do not need, or that a namespace has
 // nothing for.
 var beside = []string{"rspamd", "opendmarc", "opendkim", "unbound", "postfix-mta-sts-resolver", "console-getty", "systemd-modules-load", "systemd-logind"}
+
+// bootable makes a root for start, whose Postfix has the main.cf.
+func bootable(t *testing.T, release, mainCf string) *root {
+	t.Helper()
+	r := newRoot(t, release)
+	for _, name := range beside {
+		if err := os.Symlink("/dev/null", r.path("/etc/systemd/system/"+name+".service")); err != nil && !errors.Is(err, os.ErrExist) {
+			t.Fatal(err)
+		}
+	}
+	// An empty one would have systemd set up anew all that it finds.
+	r.write("/etc/machine-id", "0123456789abcdef0123456789abcdef\n")
+	r.write("/etc/postfix/main.cf", mainCf)
+	return r
+}
 
 // start boots the root and waits until that is done.
 func start(r *root) *machine {
@@ -226,15 +242,7 @@ func TestBooted(t *testing.T) {
 		// hand.
 		bySetup := release == "trixie"
 		w := newWorld(t)
-		r := newRoot(t, release)
-		for _, name := range beside {
-			if err := os.Symlink("/dev/null", r.path("/etc/systemd/system/"+name+".service")); err != nil && !errors.Is(err, os.ErrExist) {
-				t.Fatal(err)
-			}
-		}
-		// An empty one would have systemd set up anew all that it finds.
-		r.write("/etc/machine-id", "0123456789abcdef0123456789abcdef\n")
-		r.write("/etc/postfix/main.cf", mainCf)
+		r := bootable(t, release, mainCf)
 		m := start(r)
 
 		// The package alone changes nothing for mail, and only holds sockets open.
@@ -409,6 +417,7 @@ func (r *root) tell() {
 
 // world is the Internet around the machine.
 type world struct {
+	dns  *dnstest.Server
 	sink *lab.MX
 
 	t *testing.T
@@ -433,13 +442,20 @@ sink.example. 300 IN A ` + sinkIP)
 		t.Fatal(err)
 	}
 	t.Cleanup(sink.Close)
-	return &world{sink: sink, t: t}
+	return &world{dns: dns, sink: sink, t: t}
 }
 
 // deliver sends alice a mail, which is to be the n-th that arrives.
 func (w *world) deliver(n int) {
 	w.t.Helper()
-	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(clientIP)}}
+	w.send(clientIP, n)
+	w.wait(n)
+}
+
+// send sends alice mail n from a client.
+func (w *world) send(client string, n int) {
+	w.t.Helper()
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(client)}}
 	var conn net.Conn
 	eventually(w.t, "smtpd answers", func() (ok bool) {
 		var err error
@@ -465,7 +481,6 @@ func (w *world) deliver(n int) {
 	if err := errors.Join(err, data.Close(), c.Quit()); err != nil {
 		w.t.Fatal(err)
 	}
-	w.wait(n)
 }
 
 // wait waits until n mails have arrived.
