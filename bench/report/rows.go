@@ -163,7 +163,7 @@ func (l load) writeImport(out io.Writer, lines [][]byte, at time.Time) error {
 		case line["group"] != nil:
 			g := line["group"]
 			g["rows"], g["bytes"] = l.rows, l.bytes(g["bytes"].(float64))
-			for _, sum := range []string{"total", "listed", "required"} {
+			for _, sum := range []string{"total", "listed", "required", "passed"} {
 				g[sum] = messages(l.rows)
 			}
 			if err := writeLine(w, line); err != nil {

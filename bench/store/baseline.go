@@ -127,7 +127,7 @@ func (a *addition) add(row []byte) {
 	a.rows[h].count++
 }
 
-// commit adds the batch to the file: a group has an ID, six counters and the policy,
+// commit adds the batch to the file: a group has an ID, nine counters and the policy,
 // a row a count and what the report says.
 func commit(tx *bolt.Tx, batch map[groupName]*addition) error {
 	groups, rows := tx.Bucket(groupsBucket), tx.Bucket(rowsBucket)
@@ -136,7 +136,7 @@ func commit(tx *bolt.Tx, batch map[groupName]*addition) error {
 		add := batch[name]
 		key := append(binary.BigEndian.AppendUint64([]byte{'D'}, uint64(ruapost.Day(today).Start.Unix())), 0, 1, 0x51, 0x80)
 		key = append(append(append(key, name.domain...), 0), name.policy[:]...)
-		value := make([]byte, 7*8)
+		value := make([]byte, 10*8)
 		if old := groups.Get(key); old != nil {
 			copy(value, old)
 		} else {
