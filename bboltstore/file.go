@@ -97,7 +97,8 @@ func open(path string) (*handle, error) {
 }
 
 func takeTurnstile(path string) (*os.File, error) {
-	turnstile, err := lockAndOpen(path+".lock", os.O_RDWR|os.O_CREATE, fileMode)
+	// Who owns the folder must not lead root elsewhere by a symbolic link.
+	turnstile, err := lockAndOpen(path+".lock", os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, fileMode)
 	if err != nil {
 		return nil, fmt.Errorf("bboltstore: lock: %w", err)
 	}
@@ -197,7 +198,8 @@ func create(path string) error {
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	db, err := bolt.Open(fresh, fileMode, options(os.OpenFile))
+	var file *os.File
+	db, err := bolt.Open(fresh, fileMode, options(newFile(&file)))
 	if err != nil {
 		return err
 	}
@@ -207,13 +209,24 @@ func create(path string) error {
 		}
 		return putSchema(tx)
 	})
-	if err := errors.Join(err, db.Sync(), db.Close(), os.Chmod(fresh, fileMode)); err != nil {
+	if err := errors.Join(err, db.Sync(), file.Chmod(fileMode), db.Close()); err != nil {
 		return err
 	}
 	if err := os.Rename(fresh, path); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// newFile returns a hook for bbolt that makes a file, and never opens one that is there, nor
+// what a symbolic link leads to. It tells which file that is: what is at its path later may
+// be another one.
+func newFile(made **os.File) func(string, int, os.FileMode) (*os.File, error) {
+	return func(path string, flag int, mode os.FileMode) (f *os.File, err error) {
+		f, err = os.OpenFile(path, flag|os.O_CREATE|os.O_EXCL, mode)
+		*made = f
+		return f, err
+	}
 }
 
 // makeBuckets makes those that are not there.

@@ -284,21 +284,17 @@ func (s *Store) compact(h *handle, before int64) error {
 		return fmt.Errorf("bboltstore: compact: %w", err)
 	}
 	defer os.Remove(fresh) // is gone when all went well
-	opts := options(os.OpenFile)
+	var file *os.File
+	opts := options(newFile(&file))
 	opts.NoSync = true // once at the end is enough: until then nobody needs the copy
 	dst, err := bolt.Open(fresh, fileMode, opts)
 	if err != nil {
 		return fmt.Errorf("bboltstore: compact: %w", err)
 	}
 	err = bolt.Compact(dst, h.DB, compactChunk)
-	if err := errors.Join(err, dst.Sync(), dst.Close(), os.Chmod(fresh, fileMode)); err != nil {
-		return fmt.Errorf("bboltstore: compact: %w", err)
-	}
-	after, err := os.Stat(fresh)
-	if err != nil {
-		return fmt.Errorf("bboltstore: compact: %w", err)
-	}
-	if err := keepOwner(h.file, fresh); err != nil {
+	err = errors.Join(err, dst.Sync(), file.Chmod(fileMode), keepOwner(h.file, file))
+	after, errStat := file.Stat()
+	if err := errors.Join(err, errStat, dst.Close()); err != nil {
 		return fmt.Errorf("bboltstore: compact: %w", err)
 	}
 	if err := errors.Join(os.Rename(fresh, s.path), syncDir(filepath.Dir(s.path))); err != nil {
@@ -308,18 +304,18 @@ func (s *Store) compact(h *handle, before int64) error {
 	return nil
 }
 
-// keepOwner gives the file at path the owner of f: whoever compacts, root perhaps,
+// keepOwner gives a new file the owner of f: whoever compacts, root perhaps,
 // must not lock the daemons out. A member of the group can keep only that, and need not
 // do more: everybody else is one, too.
-func keepOwner(f *os.File, path string) error {
+func keepOwner(f, to *os.File) error {
 	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
 	st := info.Sys().(*syscall.Stat_t)
-	err = os.Chown(path, int(st.Uid), int(st.Gid))
+	err = to.Chown(int(st.Uid), int(st.Gid))
 	if errors.Is(err, fs.ErrPermission) {
-		err = os.Chown(path, -1, int(st.Gid))
+		err = to.Chown(-1, int(st.Gid))
 	}
 	if errors.Is(err, fs.ErrPermission) {
 		return nil

@@ -162,3 +162,28 @@ func recordUnprivileged(path string) error {
 	}
 	return s.Close()
 }
+
+// Root works in folders of another user: a symbolic link there must lead it nowhere, also
+// one that comes the moment after what was there was removed.
+func TestLinksAreNotFollowed(t *testing.T) {
+	dir := t.TempDir()
+	path, victim := filepath.Join(dir, "db"), filepath.Join(dir, "victim")
+	if err := os.WriteFile(victim, []byte("precious"), 0o400); err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range []string{path + ".lock", path + ".new"} {
+		if err := os.Symlink(victim, link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := open(path); !errors.Is(err, syscall.ELOOP) {
+		t.Errorf("the lock: %v", err)
+	}
+	var made *os.File
+	if _, err := newFile(&made)(path+".new", os.O_RDWR, fileMode); !errors.Is(err, os.ErrExist) || made != nil {
+		t.Errorf("a new file: %v, %v", made, err)
+	}
+	if info, err := os.Stat(victim); err != nil || info.Mode().Perm() != 0o400 || info.Size() != int64(len("precious")) {
+		t.Errorf("the file is now %v, %v", info, err)
+	}
+}

@@ -288,7 +288,7 @@ func (r *Reporter) lock() error {
 		return fmt.Errorf("reporting: outbox: %w", err)
 	}
 	path := filepath.Join(r.Outbox, ".lock")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, fileMode)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, fileMode)
 	if err != nil {
 		return fmt.Errorf("reporting: outbox: %w", err)
 	}

@@ -36,6 +36,10 @@ const (
 	maxBody = 16 << 10
 	// checkTimeout is for looking up what the DNS page shows.
 	checkTimeout = 30 * time.Second
+	// busyPages is how many pages are made at a time that take reading of the store or of
+	// files, busyChecks how many that ask the DNS. The others wait: all of them at once would
+	// take hundreds of megabytes, and the processors from the milter.
+	busyPages, busyChecks = 2, 1
 )
 
 //go:embed assets
@@ -70,17 +74,18 @@ func New(cfg Config) *Handler {
 		Config: cfg, mux: http.NewServeMux(), pages: parsePages(),
 		origins: http.NewCrossOriginProtection(),
 	}
+	pages, checks := make(chan struct{}, busyPages), make(chan struct{}, busyChecks)
 	h.surveys.survey = cfg.Reporter.Survey
 	for pattern, serve := range map[string]func(*http.Request) (*answer, error){
 		"GET /{$}":                          h.overview,
 		"GET /domains":                      h.domains,
-		"GET /domain/{domain}":              h.domain,
-		"GET /domain/{domain}/next/{group}": h.next,
+		"GET /domain/{domain}":              inTurn(pages, h.domain),
+		"GET /domain/{domain}/next/{group}": inTurn(pages, h.next),
 		"GET /reports":                      h.reports,
-		"GET /report/{id}":                  h.report,
-		"GET /report/{id}/{file}":           h.download,
+		"GET /report/{id}":                  inTurn(pages, h.report),
+		"GET /report/{id}/{file}":           inTurn(pages, h.download),
 		"GET /suppressions":                 h.suppressions,
-		"GET /dns":                          h.dns,
+		"GET /dns":                          inTurn(checks, h.dns),
 		"POST /report/{id}/resend":          h.button(h.resend),
 		"POST /suppress":                    h.button(h.suppress),
 		"POST /unsuppress":                  h.button(h.unsuppress),
@@ -91,6 +96,19 @@ func New(cfg Config) *Handler {
 		h.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { h.serve(w, r, serve) })
 	}
 	return h
+}
+
+// inTurn returns a page of which only so many are made at a time as slots has room for.
+func inTurn(slots chan struct{}, page func(*http.Request) (*answer, error)) func(*http.Request) (*answer, error) {
+	return func(r *http.Request) (*answer, error) {
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+			return page(r)
+		case <-r.Context().Done():
+			return nil, r.Context().Err()
+		}
+	}
 }
 
 // answer is what a page is answered with: the page of a template, a redirection, or bytes.

@@ -80,6 +80,9 @@ func parse(name string, args []string, least, most int, define func(*flag.FlagSe
 // needStore returns an action that has the store and the reporter.
 func needStore(act action) action {
 	return func(ctx context.Context, t *tools) (err error) {
+		if err := daemon.BecomeOwner(t.cfg.Store.Path); err != nil {
+			return err
+		}
 		dns, err := resolver.New(resolver.Config{Servers: t.cfg.DNS.Servers})
 		if err != nil {
 			return err

@@ -129,6 +129,9 @@ func query(ctx context.Context, cfg *config.Config, domain string, asJSON bool) 
 
 // openStore opens the store only if it is there: a command for the terminal makes none.
 func openStore(cfg *config.Config) (*bboltstore.Store, error) {
+	if err := daemon.BecomeOwner(cfg.Store.Path); err != nil {
+		return nil, err
+	}
 	f, err := os.OpenFile(cfg.Store.Path, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("there is no store at %s; ruapost-tlspolicy makes it when it is started; if it runs, it has another configuration (-config)", cfg.Store.Path)
