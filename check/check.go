@@ -71,6 +71,9 @@ type Host struct {
 	Ask func(ctx context.Context, servers []string) []Server
 	// Resolver answers what Reporter asks the DNS.
 	Resolver *resolver.Resolver
+	// SMTP is the mail server of this host that is asked whether bounces find their
+	// address, such as "localhost:25"; if empty none is asked.
+	SMTP string
 	// Addresses are those that mail goes out from to the Internet; if there are none,
 	// those that the DNS has for the name of the host.
 	Addresses []netip.Addr

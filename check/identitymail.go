@@ -4,16 +4,23 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net"
+	"net/smtp"
+	"net/textproto"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 	"unicode"
 
 	"ruapost"
 	"ruapost/bounce"
 	"ruapost/postconf"
 )
+
+// smtpLimit is how long the mail server of this host is waited for.
+const smtpLimit = 5 * time.Second
 
 // mailSettings asks postconf(1) for what matters to mail that goes out. It returns nil if
 // Postfix is not here: what takes the reports may be another program.
@@ -41,8 +48,34 @@ func (s *sender) checkSendmail() {
 	s.ok("reporter.sendmail: %s is there", program)
 }
 
+// checkExists asks the mail server of this host, as a bounce does, whether the address that
+// reports come from exists. Postfix takes mail from the host itself for all other domains.
+func (s *sender) checkExists() {
+	conn, err := net.DialTimeout("tcp", s.host.SMTP, smtpLimit)
+	if err != nil {
+		return // it listens elsewhere, or nowhere
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(smtpLimit))
+	c, err := smtp.NewClient(conn, "localhost")
+	if err != nil || c.Mail("") != nil { // bounces have no sender (RFC 5321 4.5.5)
+		return
+	}
+	defer c.Quit()
+	from := s.cfg.Reporter.From
+	var answer *textproto.Error
+	if errors.As(c.Rcpt(from), &answer) && answer.Code >= 500 {
+		local, _, _ := strings.Cut(from, "@")
+		s.warn(then("Give it to somebody, for example in /etc/aliases", local+": postmaster")+"\n"+then("and then:", "newaliases"),
+			"reports come from %s, and mail to it is refused here: %d %s", from, answer.Code, ruapost.Clean(answer.Msg, maxText))
+	}
+}
+
 // checkBounces looks whether bounces of reports are noticed and can be filed.
 func (s *sender) checkBounces() {
+	if s.host.SMTP != "" {
+		s.checkExists()
+	}
 	maildir := s.cfg.Reporter.BounceMaildir
 	if maildir == "" {
 		s.warn("Set reporter.bounce_maildir in ruapost.toml.",

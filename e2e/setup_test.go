@@ -146,6 +146,12 @@ var beside = []theirs{
 		milters: [2]string{atOpenDKIM, ""},
 	},
 	{
+		name:    "a milter with options is replaced",
+		mainCf:  []string{"smtpd_milters = " + atOpenDKIM + ", { inet:localhost:1234, default_action=accept }"},
+		args:    []string{"--replace", "{ inet:localhost:1234, default_action=accept }"},
+		milters: [2]string{atOpenDKIM, ""},
+	},
+	{
 		name:    "rspamd",
 		mainCf:  []string{"smtpd_milters = inet:localhost:11332", "non_smtpd_milters = inet:localhost:11332", "milter_default_action = accept"},
 		says:    []string{"rspamd is in smtpd_milters", "rspamd may send DMARC reports, too"},

@@ -65,6 +65,11 @@ func (plan *Plan) Apply(ctx context.Context) (made int, complaints string, err e
 	if made = len(parameters) + len(keys); made == 0 {
 		return 0, "", nil
 	}
+	unlock, err := p.lock()
+	if err != nil {
+		return 0, "", err
+	}
+	defer unlock()
 	s, err := p.load()
 	if err != nil {
 		return 0, "", err
@@ -125,6 +130,31 @@ func (p *Postfix) check(ctx context.Context) (string, error) {
 	return said, nil
 }
 
+// lock keeps other runs out until unlock is called: what they have written would be taken for
+// what was there before.
+func (p *Postfix) lock() (unlock func() error, err error) {
+	dir, err := os.Open(p.Directory)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(dir.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("another run is changing %s: %w", p.Directory, err), dir.Close())
+	}
+	return dir.Close, nil
+}
+
+// notLink returns an error for a file that would no longer be a symbolic link after a change.
+func notLink(file string) error {
+	info, err := os.Lstat(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil && info.Mode().Type() == fs.ModeSymlink {
+		err = fmt.Errorf("%s is a symbolic link, which would be replaced by a file: change the file where it comes from", file)
+	}
+	return err
+}
+
 // load reads what was saved before; it is empty if there is nothing.
 func (p *Postfix) load() (*saved, error) {
 	s := &saved{}
@@ -147,11 +177,7 @@ func (s *saved) note(p *Postfix, toml *tomlFile, parameters, keys []Change) erro
 		s.Time = time.Now().UTC().Truncate(time.Second)
 	}
 	if len(parameters) > 0 {
-		info, err := os.Lstat(p.mainCf())
-		if err == nil && info.Mode().Type() == fs.ModeSymlink {
-			err = fmt.Errorf("%s is a symbolic link, which postconf would replace by a file: change the file where it comes from", p.mainCf())
-		}
-		if err != nil {
+		if err := notLink(p.mainCf()); err != nil {
 			return err
 		}
 		main, err := os.ReadFile(p.mainCf())
@@ -161,6 +187,16 @@ func (s *saved) note(p *Postfix, toml *tomlFile, parameters, keys []Change) erro
 		s.MainCf.note(p.mainCf(), string(main), true)
 	}
 	if len(keys) > 0 {
+		if err := notLink(toml.path); err != nil {
+			return err
+		}
+		now, err := readToml(toml.path)
+		if err != nil {
+			return err
+		}
+		if now.exists != toml.exists || now.text != toml.text {
+			return fmt.Errorf("%s has been changed since this run read it: run it again", toml.path)
+		}
 		s.Toml.note(toml.path, toml.text, toml.exists)
 	}
 	for _, c := range parameters {
@@ -297,6 +333,11 @@ var ErrNothingToUndo = errors.New("there is nothing to put back")
 // Undo puts back what was there before Apply, but for what was changed since, and forgets
 // it.
 func (p *Postfix) Undo(ctx context.Context) (*Undone, error) {
+	unlock, err := p.lock()
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	s, err := p.load()
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package setup
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -201,6 +202,63 @@ func TestReplaceFile(t *testing.T) {
 	}
 	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
 		t.Errorf("left behind: %v", entries)
+	}
+}
+
+// Nothing is made of a plan that no longer fits, or while another run is at work.
+func TestApplyRefuses(t *testing.T) {
+	for name, tt := range map[string]struct {
+		settle func(t *testing.T, p *Postfix, file string)
+		says   string
+	}{
+		"a link": {
+			func(t *testing.T, _ *Postfix, file string) {
+				if err := errors.Join(os.Rename(file, file+".real"), os.Symlink(file+".real", file)); err != nil {
+					t.Fatal(err)
+				}
+			}, "symbolic link",
+		},
+		"edited since": {
+			func(t *testing.T, _ *Postfix, file string) {
+				if err := os.WriteFile(file, []byte("[store]\n"), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}, "changed since",
+		},
+		"another run": {
+			func(t *testing.T, p *Postfix, _ string) {
+				unlock, err := p.lock()
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { unlock() })
+			}, "another run",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			file := filepath.Join(dir, "ruapost.toml")
+			if err := os.WriteFile(file, []byte("[milter]\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			read, err := readToml(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := &Postfix{Directory: dir}
+			plan := &Plan{postfix: p, toml: read, Changes: []Change{{File: Toml, Name: "report_domain", New: `"example.org"`}}}
+			tt.settle(t, p, file)
+			before, _ := os.ReadFile(file)
+			if made, _, err := plan.Apply(t.Context()); made != 0 || err == nil || !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("%d changes, %v", made, err)
+			}
+			if after, _ := os.ReadFile(file); string(after) != string(before) {
+				t.Errorf("the file has become %q", after)
+			}
+			if _, err := os.Stat(p.UndoFile()); err == nil {
+				t.Error("something is kept to be put back")
+			}
+		})
 	}
 }
 

@@ -18,8 +18,8 @@ func (pl *planner) inbound() {
 	if !pl.milterWorks() {
 		return
 	}
-	service := &Service{Chroot: slices.ContainsFunc(pl.p.servers(), func(s *Service) bool { return s.Chroot })}
-	network, address, ok := pl.p.endpoint(pl.cfg.Milter.Listen, service)
+	chroot := slices.ContainsFunc(pl.p.servers(), func(s *Service) bool { return s.Chroot })
+	network, address, ok := pl.p.endpoint(pl.cfg.Milter.Listen, chroot)
 	if !ok {
 		pl.unreachable("milter.listen", pl.cfg.Milter.Listen, "milter.sock", "ruapost-milter.socket")
 		return
@@ -96,7 +96,7 @@ func (pl *planner) place(list []entry) (at int) {
 
 // acceptsAll says whether mail flows on if a milter fails, by what its entry says.
 func acceptsAll(e entry) bool {
-	return slices.Contains(postconf.Words(strings.ReplaceAll(strings.Trim(e.text, "{}"), " = ", "=")), "default_action=accept")
+	return slices.Contains(postconf.Words(strings.ReplaceAll(strings.Trim(e.means, "{}"), " = ", "=")), "default_action=accept")
 }
 
 // replaces says whether the milter is to take the place of another one. It tells if it is

@@ -25,7 +25,7 @@ func (pl *planner) outbound() {
 			"master.cf has %s = %q for smtp/unix: what main.cf says does not count there, and is left as it is", policyMaps, level)
 		return
 	}
-	network, address, ok := p.endpoint(pl.cfg.TLSPolicy.Listen, p.client())
+	network, address, ok := p.endpoint(pl.cfg.TLSPolicy.Listen, p.clientInChroot())
 	if !ok {
 		pl.unreachable("tlspolicy.listen", pl.cfg.TLSPolicy.Listen, "policy.sock", "ruapost-policy.socket")
 		return
@@ -187,7 +187,7 @@ func (pl *planner) events() {
 	if pl.cfg.TLSPolicy.TLSRPT == (config.Listen{}) {
 		return // tlspolicy.tlsrpt = ""
 	}
-	network, address, ok := p.endpoint([]config.Listen{pl.cfg.TLSPolicy.TLSRPT}, p.client())
+	network, address, ok := p.endpoint([]config.Listen{pl.cfg.TLSPolicy.TLSRPT}, p.clientInChroot())
 	if !ok || network != "unix" {
 		pl.unreachable("tlspolicy.tlsrpt", nil, "tlsrpt.sock", "ruapost-tlsrpt.socket")
 		return

@@ -136,14 +136,14 @@ func join(entries []entry) string {
 	return strings.Join(texts, ", ")
 }
 
-// endpoint returns how a service of Postfix finds one of the sockets; ok is false if all
-// are outside its chroot.
-func (p *Postfix) endpoint(listen []config.Listen, s *Service) (network, address string, ok bool) {
+// endpoint returns how services of Postfix, with and without chroot or without alone, find
+// one of the sockets; ok is false if all are outside the chroot.
+func (p *Postfix) endpoint(listen []config.Listen, chroot bool) (network, address string, ok bool) {
 	for _, l := range listen {
 		if l.Network == "tcp" {
 			return "inet", l.Address, true
 		}
-		if name, ok := postconf.Spelling(p.Queue, l.Address, s.Chroot); ok {
+		if name, ok := postconf.Spelling(p.Queue, l.Address, chroot); ok {
 			return "unix", name, true
 		}
 	}

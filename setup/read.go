@@ -201,6 +201,13 @@ func (p *Postfix) client() *Service {
 	return &Service{Name: "smtp", Type: "unix", Program: "smtp"}
 }
 
+// clientInChroot says whether one of the services that main.cf's smtp_tls_policy_maps counts
+// for, such as relay, is in a chroot: there it would defer all that it has to deliver for a
+// table that it does not reach.
+func (p *Postfix) clientInChroot() bool {
+	return slices.ContainsFunc(p.Services, func(s Service) bool { return s.Program == "smtp" && s.Chroot })
+}
+
 // servers are the services that take mail from other hosts: at port 25, or behind
 // postscreen(8).
 func (p *Postfix) servers() []*Service {

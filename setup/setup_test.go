@@ -115,8 +115,13 @@ func TestPropose(t *testing.T) {
 			says:    []string{"ok: opendkim is in smtpd_milters"},
 		},
 		"ours comes by a name": {
-			mainCf:  map[string]string{"smtpd_milters": "$mine"},
+			mainCf:  map[string]string{"smtpd_milters": "$mine", "mine": ourMilter},
 			settle:  func(p *Postfix) { p.Settings["smtpd_milters"] = ourMilter },
+			differs: map[string]string{"smtpd_milters": old},
+		},
+		"ours comes by a name with others": {
+			mainCf:  map[string]string{"smtpd_milters": "$mine", "mine": ourMilter + ", inet:x:1"},
+			settle:  func(p *Postfix) { p.Settings["smtpd_milters"] = ourMilter + ", inet:x:1" },
 			differs: map[string]string{"smtpd_milters": old},
 		},
 		"results of OpenDKIM are taken": {
@@ -205,6 +210,15 @@ func TestPropose(t *testing.T) {
 			toml:    "[milter]\nlisten = [\"unix:/run/m.sock\"]\n",
 			settle:  func(p *Postfix) { p.Services[0].Chroot = false },
 			differs: map[string]string{"smtpd_milters": strings.Replace(ourMilter, "unix:run/ruapost/milter.sock", "unix:/run/m.sock", 1)},
+		},
+		"relay is in a chroot, smtp is not": {
+			toml: "[tlspolicy]\nlisten = [\"unix:/run/p.sock\"]\n",
+			settle: func(p *Postfix) {
+				p.Services[1].Chroot = false
+				p.Services = append(p.Services, Service{Name: "relay", Type: "unix", Program: "smtp", Chroot: true, Override: map[string]string{}})
+			},
+			differs: map[string]string{"smtp_tls_policy_maps": old, "smtp_tls_security_level": old, "smtp_dns_support_level": old, "smtp_tls_CAfile": old},
+			says:    []string{"fault: tlspolicy.listen: Postfix is in a chroot"},
 		},
 		"TCP": {
 			toml:    "[tlspolicy]\nlisten = [\"tcp:127.0.0.1:8891\"]\n",

@@ -48,6 +48,7 @@ var policyTools = []tool{
 // entry is one of smtpd_milters or smtp_tls_policy_maps.
 type entry struct {
 	text    string // as it stands there
+	means   string // the same, or what it is the name of
 	network string // "unix" or "inet", or empty if it is something else
 	address string // path, or host:port
 	tool    string // whose it is; empty if that is not known
@@ -63,7 +64,7 @@ var parameterName = regexp.MustCompile(`^\$[({]?([A-Za-z0-9_]+)[)}]?$`)
 
 // milterEntry reads an item of smtpd_milters.
 func (p *Postfix) milterEntry(text string) entry {
-	e := entry{text: text}
+	e := entry{text: text, means: text}
 	if name := parameterName.FindStringSubmatch(text); name != nil {
 		if items := postconf.Items(p.Main[name[1]]); len(items) == 1 && !strings.HasPrefix(items[0], "$") {
 			e = p.milterEntry(items[0])

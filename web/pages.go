@@ -417,7 +417,12 @@ func (h *Handler) dns(r *http.Request) (*answer, error) {
 		At       time.Time
 		Findings []check.Finding
 		Records  []check.Record
-	}{Ran: r.URL.Query().Has("run"), At: time.Now().UTC()}
+	}{At: time.Now().UTC()}
+	switch r.Header.Get("Sec-Fetch-Site") {
+	case "cross-site", "same-site": // a page of somebody else does not have the DNS asked
+	default:
+		data.Ran = r.URL.Query().Has("run")
+	}
 	if data.Ran {
 		ctx, cancel := contextWithTimeout(r, checkTimeout)
 		defer cancel()

@@ -30,7 +30,7 @@ func checkIdentity(ctx context.Context, cfg *config.Config, asJSON bool, w io.Wr
 		return err
 	}
 	defer dns.Close()
-	findings, records := check.Reporter(ctx, cfg, check.Host{Resolver: dns})
+	findings, records := check.Reporter(ctx, cfg, check.Host{Resolver: dns, SMTP: "localhost:25"})
 	if asJSON {
 		err = writeJSON(w, struct {
 			Findings []check.Finding `json:"findings"`

@@ -34,7 +34,7 @@ func setupCommand(args []string) (action, error) {
 		flags.BoolVar(&o.asJSON, "json", false, "")
 		flags.StringVar(&o.dir, "postfix", "", "")
 		flags.Func("replace", "", func(names string) error {
-			o.replace = append(o.replace, strings.Split(names, ",")...)
+			o.replace = append(o.replace, postconf.Items(names)...) // an entry in braces has commas
 			return nil
 		})
 	})
@@ -109,6 +109,9 @@ func (o *setupOptions) make(ctx context.Context, p *setup.Postfix, plan *setup.P
 func (o *setupOptions) takeBack(ctx context.Context, p *setup.Postfix, w io.Writer) error {
 	undone, err := p.Undo(ctx)
 	if errors.Is(err, setup.ErrNothingToUndo) {
+		if o.asJSON {
+			return writeJSON(w, setup.Undone{})
+		}
 		_, err = fmt.Fprintf(w, "%v.\n", err)
 		return err
 	} else if undone == nil {

@@ -32,19 +32,32 @@ func webCommand(args []string) (action, error) {
 	var user string
 	_, err := parse("web", args, 0, 0, func(flags *flag.FlagSet) { flags.StringVar(&user, "hash", "", "") })
 	if user != "" {
-		return func(context.Context, *tools) error { return hashPassword(user) }, err
+		return func(ctx context.Context, _ *tools) error { return hashPassword(ctx, user) }, err
 	}
 	return needStore(serveWeb), err
 }
 
-// hashPassword prints the line of a user for web.password_file.
-func hashPassword(user string) error {
+// hashPassword prints the line of a user for web.password_file. If ctx ends before there is a
+// password the terminal shows again what is typed.
+func hashPassword(ctx context.Context, user string) error {
 	show := hideInput()
 	if daemon.IsTerminal(os.Stdin) {
 		fmt.Fprintf(os.Stderr, "Password of %s: ", user)
 	}
-	line, err := web.HashPassword(user, os.Stdin)
-	show()
+	var line string
+	var err error
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		line, err = web.HashPassword(user, os.Stdin)
+	}()
+	select {
+	case <-read:
+		show()
+	case <-ctx.Done(): // the read goes on until the process ends
+		show()
+		return errors.New("no password was given")
+	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", daemon.ErrUsage, err)
 	}
@@ -153,6 +166,6 @@ func checker(cfg *config.Config) func(context.Context) ([]check.Finding, []check
 			return []check.Finding{{Level: check.Fault, What: err.Error()}}, nil
 		}
 		defer dns.Close()
-		return check.Reporter(ctx, cfg, check.Host{Resolver: dns})
+		return check.Reporter(ctx, cfg, check.Host{Resolver: dns, SMTP: "localhost:25"})
 	}
 }

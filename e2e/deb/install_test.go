@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"ruapost/internal/testhost"
 )
 
 func eachRelease(t *testing.T, test func(t *testing.T, release string)) {
@@ -29,7 +31,7 @@ const (
 func TestReproducible(t *testing.T) {
 	read := func(name string) []byte {
 		t.Helper()
-		text, err := os.ReadFile(filepath.Join(os.Getenv(envPackages), name))
+		text, err := os.ReadFile(filepath.Join(testhost.Built(), name))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -227,7 +229,7 @@ func TestRemoveToldPostfix(t *testing.T) {
 		r.write("/etc/postfix/main.cf", mainCf)
 		r.run(append(dpkg, "-i", oldPackage)...)
 		said := r.run("dpkg", "-r", "ruapost")
-		for _, want := range []string{"MAIL WAITS", "smtp_tls_policy_maps = socketmap:unix:run/ruapost/policy.sock:QUERY", "postconf -X smtp_tls_policy_maps", "postfix reload"} {
+		for _, want := range []string{"MAIL WAITS", "smtp_tls_policy_maps = socketmap:unix:run/ruapost/policy.sock:QUERY", "postconf -c /etc/postfix -X smtp_tls_policy_maps", "postfix -c /etc/postfix reload"} {
 			if !strings.Contains(said, want) {
 				t.Errorf("%q is missing in:\n%s", want, said)
 			}
@@ -236,6 +238,30 @@ func TestRemoveToldPostfix(t *testing.T) {
 			t.Errorf("main.cf was changed: %s", got)
 		}
 	})
+}
+
+// Other instances of Postfix are left in peace, too: what setup wrote there is taken back, and
+// what is left is told.
+func TestRemoveToldInstances(t *testing.T) {
+	r := newChroot(t, "trixie")
+	const plain = "compatibility_level = 3.6\n"
+	const ours = "smtp_tls_policy_maps = socketmap:unix:run/ruapost/policy.sock:QUERY\n"
+	r.run("sh", "-c", "cp -a /etc/postfix /etc/postfix-a; cp -a /etc/postfix /etc/postfix-b")
+	r.write("/etc/postfix/main.cf", plain+"multi_instance_directories = /etc/postfix-a, /etc/postfix-b\n")
+	r.write("/etc/postfix-a/main.cf", plain)
+	r.write("/etc/postfix-b/main.cf", plain+ours)
+	r.run(append(dpkg, "-i", oldPackage)...)
+	r.run("sh", "-c", "ruapost-reporter setup -postfix /etc/postfix-a --apply || true")
+	r.run("postconf", "-c", "/etc/postfix-a", "-e", strings.TrimSpace(ours))
+	r.write("/etc/postfix-a/ruapost-setup.undo", strings.Replace(r.read("/etc/postfix-a/ruapost-setup.undo"), `"parameters": [`,
+		`"parameters": [{"name": "smtp_tls_policy_maps", "after": "socketmap:unix:run/ruapost/policy.sock:QUERY"},`, 1))
+	said := r.run("dpkg", "-r", "ruapost")
+	if got := r.read("/etc/postfix-a/main.cf"); strings.Contains(got, "ruapost") || r.exists("/etc/postfix-a/ruapost-setup.undo") {
+		t.Errorf("what setup wrote is still there:\n%s\n%s", got, said)
+	}
+	if !strings.Contains(said, "In /etc/postfix-b:") || strings.Contains(said, "In /etc/postfix-a:") {
+		t.Errorf("the removal says:\n%s", said)
+	}
 }
 
 // Postfix may come after the package: its installation makes the folder for the sockets.

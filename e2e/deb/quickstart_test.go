@@ -26,7 +26,7 @@ alias_maps = hash:/etc/aliases
 alias_database = hash:/etc/aliases
 mailbox_size_limit = 0
 recipient_delimiter = +
-inet_interfaces = ` + postfixIP + `
+inet_interfaces = ` + postfixIP + `, 127.0.0.1
 inet_protocols = ipv4
 smtpd_relay_restrictions = permit_mynetworks permit_sasl_authenticated defer_unauth_destination
 smtp_tls_security_level = may
@@ -78,6 +78,9 @@ mail.receiver.example. 300 IN A ` + postfixIP + `
 		t.Errorf("the report did not leave: %v\n%s", got.To, got.Data)
 	} else if !strings.Contains(string(got.Data), "DKIM-Signature: ") {
 		t.Errorf("the report is not signed:\n%s", got.Data)
+	}
+	if others := m.run("find", "/var/lib/ruapost", "!", "-user", "ruapost"); others != "" {
+		t.Errorf("root's commands have left in a folder of the user ruapost:\n%s", others)
 	}
 	if *update {
 		if err := os.WriteFile(quickStart, []byte(page), 0o644); err != nil {
