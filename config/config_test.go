@@ -126,7 +126,7 @@ selector = "a.b"
 key_file = "/etc/key.pem"
 
 [web]
-listen = "unix:/run/ruapost/web.sock"
+listen = "unix:/run/ruapost-web/web.sock"
 password_file = "/etc/web"
 hosts = ["mail.example.org"]
 
@@ -223,7 +223,7 @@ report = "no"
 		},
 		DKIM:    DKIM{"example.org", "a.b", "/etc/key.pem"},
 		Metrics: Metrics{Listen{"tcp", "[::1]:9184"}, Listen{"tcp", "[::1]:9185"}},
-		Web:     Web{Listen{"unix", "/run/ruapost/web.sock"}, "/etc/web", []string{"mail.example.org"}},
+		Web:     Web{Listen{"unix", "/run/ruapost-web/web.sock"}, "/etc/web", []string{"mail.example.org"}},
 	}
 	if diff := cmp.Diff(want, got, byValue); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
@@ -337,7 +337,7 @@ func TestErrors(t *testing.T) {
 		{"list for a string", "[store]\npath = [\n\"/x\"]\n", `f.toml:2: store.path: a list; expected an absolute path`},
 		{
 			"string for a list", "[milter]\nlisten = \"unix:/x\"\n",
-			`f.toml:2: milter.listen: "unix:/x" is a string; expected a list of sockets such as "unix:/run/ruapost/x.sock" or "tcp:127.0.0.1:8890"`,
+			`f.toml:2: milter.listen: "unix:/x" is a string; expected a list of sockets such as "unix:/var/spool/postfix/run/ruapost/x.sock" or "tcp:127.0.0.1:8890"`,
 		},
 		{
 			"number in a list", "[dns]\nservers = [53]\n",
@@ -357,7 +357,7 @@ func TestErrors(t *testing.T) {
 		{"long duration", "[store]\nrecord_timeout = \"31s\"\n", `f.toml:2: store.record_timeout: "31s": out of bounds; expected a time from "1ms" to "30s"`},
 		{"server by name", "dns.servers = [\"ns.example:53\"]\n", `f.toml:1: dns.servers: "ns.example:53": not an address with a port; expected a list of addresses of name servers such as "127.0.0.1:53"`},
 
-		{"empty list", "[milter]\nlisten = []\n", `f.toml:2: milter.listen: empty list; expected a list of sockets such as "unix:/run/ruapost/x.sock" or "tcp:127.0.0.1:8890"`},
+		{"empty list", "[milter]\nlisten = []\n", `f.toml:2: milter.listen: empty list; expected a list of sockets such as "unix:/var/spool/postfix/run/ruapost/x.sock" or "tcp:127.0.0.1:8890"`},
 		{"mode", "[milter]\nmode = \"opendkim\"\n", `f.toml:2: milter.mode: "opendkim": not supported; expected "verify" or "trust"`},
 		{"mode empty", "[milter]\nmode = \"\"\n", `f.toml:2: milter.mode: empty; expected "verify" or "trust"`},
 		{"trust in nobody", "[milter]\nmode = \"trust\"\n", `f.toml:2: milter.mode: there is nobody to trust; expected trusted_authserv_ids to be set, too`},

@@ -55,7 +55,7 @@ func (c *Config) keys() map[string]setter {
 		aDomain = `a domain name such as "example.org"`
 		aFile   = `an absolute path`
 		mails   = `a whole number from 1 to 1000000000, or 0 for no bound`
-		sockets = `sockets such as "unix:/run/ruapost/x.sock" or "tcp:127.0.0.1:8890"`
+		sockets = `sockets such as "unix:/var/spool/postfix/run/ruapost/x.sock" or "tcp:127.0.0.1:8890"`
 	)
 	return map[string]setter{
 		"org_name":      one(&c.OrgName, "a name of up to 200 octets", parseName),
@@ -121,7 +121,7 @@ func (c *Config) keys() map[string]setter {
 		"dkim.selector": one(&c.DKIM.Selector, `a selector such as "mail2026", or "" for none`, optional(ruapost.ParseSelector)),
 		"dkim.key_file": one(&c.DKIM.KeyFile, aFile+`, or "" for none`, optional(parsePath)),
 
-		"web.listen":        one(&c.Web.Listen, `a socket such as "tcp:127.0.0.1:9186" or "unix:/run/ruapost/web.sock"`, ParseListen),
+		"web.listen":        one(&c.Web.Listen, `a socket such as "tcp:127.0.0.1:9186" or "unix:/run/ruapost-web/web.sock"`, ParseListen),
 		"web.password_file": one(&c.Web.PasswordFile, aFile+`, or "" for none`, optional(parsePath)),
 		"web.hosts":         list(&c.Web.Hosts, 0, `names of this host such as "mail.example.org"`, ruapost.ParseDomain),
 

@@ -80,16 +80,26 @@ func (plan *Plan) Apply(ctx context.Context) (made int, complaints string, err e
 	if err := s.write(p.UndoFile()); err != nil {
 		return 0, "", err
 	}
+	if err := plan.change(ctx, s, parameters, keys); err != nil {
+		return 0, "", fmt.Errorf("not all was changed; to put back what was there: ruapost-reporter setup --undo: %w", err)
+	}
+	complaints, err = p.check(ctx)
+	return made, complaints, err
+}
+
+// change makes changes whose files are saved in s, and saves what the files are then.
+func (plan *Plan) change(ctx context.Context, s *saved, parameters, keys []Change) error {
+	p := plan.postfix
 	if len(keys) > 0 {
 		text, err := plan.toml.with(keys)
 		if err != nil {
-			return 0, "", err
+			return err
 		}
 		if err := os.MkdirAll(filepath.Dir(plan.toml.path), 0o755); err != nil {
-			return 0, "", err
+			return err
 		}
 		if err := replaceFile(plan.toml.path, text, 0o644); err != nil {
-			return 0, "", err
+			return err
 		}
 		s.Toml.After = &text
 	}
@@ -99,20 +109,16 @@ func (plan *Plan) Apply(ctx context.Context) (made int, complaints string, err e
 			settings = append(settings, c.Name+" = "+c.New)
 		}
 		if err := p.edit(ctx, "-e", settings); err != nil {
-			return 0, "", err
+			return err
 		}
 		main, err := os.ReadFile(p.mainCf())
 		if err != nil {
-			return 0, "", err
+			return err
 		}
 		after := string(main)
 		s.MainCf.After = &after
 	}
-	if err := s.write(p.UndoFile()); err != nil {
-		return 0, "", err
-	}
-	complaints, err = p.check(ctx)
-	return made, complaints, err
+	return s.write(p.UndoFile())
 }
 
 // check returns what "postfix check" complains of; an error says that Postfix does not like
@@ -345,7 +351,7 @@ func (p *Postfix) Undo(ctx context.Context) (*Undone, error) {
 	if s.Time.IsZero() {
 		return nil, fmt.Errorf("%w: there is no %s", ErrNothingToUndo, p.UndoFile())
 	}
-	u := &Undone{}
+	u := &Undone{Restored: []string{}, Left: []Left{}}
 	if err := errors.Join(p.undoMain(ctx, s, u), undoToml(s, u)); err != nil {
 		return u, err
 	}

@@ -74,7 +74,7 @@ func Propose(ctx context.Context, p *Postfix, cfg *config.Config, opts Options, 
 // propose is Propose without asking anybody.
 func propose(p *Postfix, cfg *config.Config, opts Options, toml *tomlFile) *Plan {
 	plan := &planner{
-		Plan: &Plan{postfix: p, cfg: cfg, toml: toml}, p: p, cfg: cfg, toml: toml,
+		Plan: &Plan{Findings: []check.Finding{}, Changes: []Change{}, postfix: p, cfg: cfg, toml: toml}, p: p, cfg: cfg, toml: toml,
 		replace: opts.Replace, replaced: map[string]bool{},
 	}
 	plan.describe()

@@ -110,7 +110,7 @@ func (o *setupOptions) takeBack(ctx context.Context, p *setup.Postfix, w io.Writ
 	undone, err := p.Undo(ctx)
 	if errors.Is(err, setup.ErrNothingToUndo) {
 		if o.asJSON {
-			return writeJSON(w, setup.Undone{})
+			return writeJSON(w, setup.Undone{Restored: []string{}, Left: []setup.Left{}})
 		}
 		_, err = fmt.Fprintf(w, "%v.\n", err)
 		return err
