@@ -201,13 +201,9 @@ func (s *Store) readDomainTallies(ctx context.Context, from []byte, domain strin
 	err = s.view(ctx, func(tx *bolt.Tx) error {
 		tallies = nil
 		b := tx.Bucket(daysBucket)
-		last, _ := b.Cursor().Last()
-		if len(last) < tallyKeyHeader {
-			return nil
-		}
-		end := day(binary.BigEndian.Uint32(last))
-		first := max(day(binary.BigEndian.Uint32(from)), end-min(end, 2*TallyDays)) // no more are kept
-		for d := first; d <= end; d++ {
+		c := b.Cursor()
+		for k, _ := c.Seek(from); len(k) >= tallyKeyHeader; {
+			d := day(binary.BigEndian.Uint32(k))
 			for _, kind := range []ruapost.Kind{ruapost.KindDMARC, ruapost.KindTLS} {
 				key := tallyKey(d, kind, domain)
 				v := b.Get(key)
@@ -222,6 +218,10 @@ func (s *Store) readDomainTallies(ctx context.Context, from []byte, domain strin
 					tallies = append(tallies, t)
 				}
 			}
+			if d == math.MaxUint32 {
+				break
+			}
+			k, _ = c.Seek(tallyKey(d+1, "", "")[:4])
 		}
 		return nil
 	})

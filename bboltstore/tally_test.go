@@ -103,6 +103,19 @@ func TestForgetTallies(t *testing.T) {
 	checkStore(t, s)
 }
 
+// A day that only a clock that was ahead has known does not hide the others of a domain.
+func TestTalliesOfDomainBehindOneAhead(t *testing.T) {
+	s := openStore(t, filepath.Join(t.TempDir(), "db"))
+	for years := range 2 {
+		if err := s.AddTallies(t.Context(), tallyOf(noon.AddDate(years, 0, 0), "example.com", ruapost.OutcomePass, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := tallies(t, s, "example.com"); len(got) != 2 {
+		t.Errorf("%+v", got)
+	}
+}
+
 // A group of before schema 7 says nothing of how its messages fared; what comes from then
 // on is counted.
 func TestMigrationToTallies(t *testing.T) {

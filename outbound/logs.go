@@ -72,8 +72,19 @@ func (l *Logs) read(ctx context.Context, source string) {
 	if err != nil {
 		return // ctx has ended
 	}
+	deliver := maillog.New(l.ReportFrom).Deliver(l.recorder(ctx, source))
+	slog.Info("reading Postfix's log", "source", source, "position", ruapost.Clean(position, 200))
+	if source == Journal {
+		maillog.Journal(ctx, journalctl, position, deliver)
+	} else {
+		maillog.Follow(ctx, source, position, deliver)
+	}
+}
+
+// recorder returns what records the events of a source.
+func (l *Logs) recorder(ctx context.Context, source string) func(events []maillog.Event, position string) error {
 	tries := 0 // for the events that are next
-	deliver := maillog.New(l.ReportFrom).Deliver(func(events []maillog.Event, position string) error {
+	return func(events []maillog.Event, position string) error {
 		tries++
 		sessions, err := l.sessions(ctx, events)
 		if err != nil && tries < logTries {
@@ -81,14 +92,8 @@ func (l *Logs) read(ctx context.Context, source string) {
 		}
 		tries = 0
 		// This waits for as long as it takes: what was given to the store once must not be
-		// given again.
-		return l.record(ctx, sessions, ruapost.Position{Source: source, At: position})
-	})
-	slog.Info("reading Postfix's log", "source", source, "position", ruapost.Clean(position, 200))
-	if source == Journal {
-		maillog.Journal(ctx, journalctl, position, deliver)
-	} else {
-		maillog.Follow(ctx, source, position, deliver)
+		// given again. Nor must what is counted on the way there.
+		return l.record(ctx, l.Sessions.forReports(sessions), ruapost.Position{Source: source, At: position})
 	}
 }
 
@@ -120,7 +125,7 @@ func (l *Logs) record(ctx context.Context, sessions []ruapost.Session, at ruapos
 	return err
 }
 
-// sessions returns what the events are, for all reports. An error is returned if ctx has
+// sessions returns what the events are for the domains of their recipients. An error is returned if ctx has
 // ended, or if the DNS fails for all of them; without one, what could not be found out is
 // left out.
 func (l *Logs) sessions(ctx context.Context, events []maillog.Event) ([]ruapost.Session, error) {
@@ -147,7 +152,7 @@ func (l *Logs) sessions(ctx context.Context, events []maillog.Event) ([]ruapost.
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	sessions := l.Sessions.forReports(slices.Concat(found...))
+	sessions := slices.Concat(found...)
 	failed := slices.DeleteFunc(errs, func(err error) bool { return err == nil })
 	if len(failed) > 0 && len(failed) == len(events) {
 		return sessions, failed[0]

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ruapost"
+	"ruapost/maillog"
 	"ruapost/totals"
 )
 
@@ -47,5 +48,33 @@ func TestTotals(t *testing.T) {
 	want[ruapost.OutcomeTLSA], want[ruapost.OutcomeTLSAFailed], want[ruapost.OutcomeSTSFailed], want[ruapost.OutcomeNoTLSPolicy] = 1, 1, 1, 1
 	if store.counts != want {
 		t.Errorf("%v, want %v", store.counts, want)
+	}
+}
+
+// What the log tells of counts once, however often the DNS has to be asked about one of the
+// domains; so does a session with an MX host that may want reports of its own.
+func TestTotalsOfLogs(t *testing.T) {
+	r := newLogRig(t)
+	store := &tallies{}
+	l := &Logs{
+		Policies: r.Policies, Store: r.store,
+		Resolver: records{"_smtp._tls.all.example": "v=TLSRPTv1; rua=mailto:a@all.example", "_smtp._tls.down.example": "broken"},
+		Sessions: NewSessions(r.Policies, r.Policies.resolver, r.store),
+	}
+	l.Sessions.Totals = totals.New(store)
+	record := l.recorder(t.Context(), "log")
+	events := []maillog.Event{{
+		Time: time.Now(), Kind: maillog.KindSession, Peer: maillog.PeerVerified, MX: "mx1.all.example",
+		Domains: []string{"all.example", "down.example"},
+	}}
+	tries := 1
+	for err := record(events, "1"); err != nil && tries < 2*logTries; tries++ {
+		err = record(events, "1")
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	l.Sessions.Totals.Run(ended, nil)
+	if n := store.counts.Total(); tries != logTries || n != 1 || len(l.Sessions.waiting) != 1 {
+		t.Errorf("after %d tries %d sessions are counted, and %d wait for their MX host", tries, n, len(l.Sessions.waiting))
 	}
 }

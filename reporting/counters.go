@@ -190,7 +190,7 @@ func writeMetrics(w *bufio.Writer, e *Ended, success float64) {
 		name, help string
 		values     map[ruapost.Kind]int
 	}{
-		{prefix + "reports_due", "Reports that could be made and are not yet: the DNS did not say who wants them.", e.Backlog.Due},
+		{prefix + "reports_due", "Reports that could be made and are not yet: the DNS did not say who wants them, or a bound has left them for a later run.", e.Backlog.Due},
 		{prefix + "reports_waiting", "Reports that are made and that some recipient waits for.", e.Backlog.Waiting},
 	} {
 		writeHead(w, gauge.name, "gauge", gauge.help)

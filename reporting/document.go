@@ -30,13 +30,14 @@ var ErrTooLarge = errors.New("too large to be shown")
 
 // Document is a report as its receivers read it, with some of its rows.
 type Document struct {
-	// DMARC and Records are what a DMARC report says, TLS what a TLS report does; the
-	// failures in it are all that there are.
+	// DMARC and Records are what a DMARC report says, TLS what a TLS report does, of whose
+	// rows, the failures of all its policies, the others are left out.
 	DMARC   *dmarc.Published
 	Records []dmarc.PublishedRecord
 	TLS     *tlsrpt.Published
-	// First is the number of the first of Records, from 0, and Rows how many there are.
-	First, Rows int
+	// First is the number of the first of these rows, from 0, Shown how many they are, and
+	// Rows how many there are.
+	First, Shown, Rows int
 	// Sorted says that what failed comes first, then what counts more. A report with very
 	// many rows is shown as it is.
 	Sorted bool
@@ -88,7 +89,7 @@ func (r *Reporter) Document(rep *ruapost.Report, name string, first, most int) (
 		}{zr, f}, nil
 	}
 	if rep.Kind == ruapost.KindTLS {
-		return tlsDocument(open)
+		return tlsDocument(open, first, most)
 	}
 	total := int64(0)
 	for _, g := range rep.Groups {
@@ -97,7 +98,8 @@ func (r *Reporter) Document(rep *ruapost.Report, name string, first, most int) (
 	return dmarcDocument(open, int(total), first, most)
 }
 
-func tlsDocument(open func() (io.ReadCloser, error)) (*Document, error) {
+// tlsDocument reads all of a report, and leaves some of the failures.
+func tlsDocument(open func() (io.ReadCloser, error), first, most int) (*Document, error) {
 	f, err := open()
 	if err != nil {
 		return nil, err
@@ -108,7 +110,20 @@ func tlsDocument(open func() (io.ReadCloser, error)) (*Document, error) {
 	if limited.N <= 0 {
 		return nil, ErrTooLarge
 	}
-	return &Document{TLS: p, Sorted: true}, err
+	if err != nil {
+		return nil, err
+	}
+	d := &Document{TLS: p, First: first, Sorted: true}
+	for i := range p.Policies {
+		all := p.Policies[i].Failures
+		slices.SortStableFunc(all, func(a, b tlsrpt.PublishedFailure) int { return cmp.Compare(b.Count, a.Count) })
+		from := min(max(first-d.Rows, 0), len(all))
+		some := all[from:max(from, min(first+most-d.Rows, len(all)))]
+		d.Rows += len(all)
+		d.Shown += len(some)
+		p.Policies[i].Failures = some
+	}
+	return d, nil
 }
 
 // dmarcDocument reads a report of so many rows twice, if these are to be sorted: first how
@@ -137,6 +152,7 @@ func dmarcDocument(open func() (io.ReadCloser, error), rows, first, most int) (*
 	for i, place := range places {
 		byPlace[place] = i
 	}
+	d.Shown = len(places)
 	d.Records = make([]dmarc.PublishedRecord, len(places))
 	left := len(places)
 	published, err := readRecords(open, func(n int, x *dmarc.ReportReader) (bool, error) {
@@ -208,9 +224,10 @@ type Upcoming struct {
 
 // Upcoming returns the report that would be made of what is recorded about a domain, as
 // Preview writes it, with so many of its rows from a number on: the one that Entry.Group is
-// of. The error wraps ErrNothing if that is not recorded any more.
-func (r *Reporter) Upcoming(ctx context.Context, domain string, group ruapost.GroupID, first, most int) (*Upcoming, error) {
-	due, covered, err := r.previews(ctx, domain)
+// of. ids are the reports about the domain as SurveyDomain takes them. The error wraps
+// ErrNothing if that is not recorded any more.
+func (r *Reporter) Upcoming(ctx context.Context, domain string, ids []string, group ruapost.GroupID, first, most int) (*Upcoming, error) {
+	due, covered, err := r.previews(ctx, domain, ids)
 	if err != nil {
 		return nil, err
 	}
@@ -244,7 +261,7 @@ func (r *Reporter) upcoming(ctx context.Context, d *dueReport, covered coverage,
 		}
 	}
 	if rep.Kind == ruapost.KindTLS {
-		return tlsDocument(write(nil))
+		return tlsDocument(write(nil), first, most)
 	}
 	total := int(rep.Groups[0].Rows)
 	rows, sorted, err := r.someRows(ctx, rep.Groups[0].ID, total, first, most)

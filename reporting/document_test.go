@@ -3,6 +3,7 @@ package reporting
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"strings"
 	"sync"
@@ -106,7 +107,7 @@ func TestDocuments(t *testing.T) {
 			t.Fatal(gs, err)
 		}
 		wantRows(t, "upcoming", c.rows, c.sorted, func(first, most int) (*Document, error) {
-			u, err := r.Upcoming(t.Context(), "example.com", gs[0].ID, first, most)
+			u, err := r.Upcoming(t.Context(), "example.com", nil, gs[0].ID, first, most)
 			if err != nil {
 				return nil, err
 			}
@@ -136,7 +137,7 @@ func TestDocuments(t *testing.T) {
 		if _, _, err := r.Open(rep, "../.lock"); !errors.Is(err, errNoContent) {
 			t.Errorf("a file that is none of the report's: %v", err)
 		}
-		if _, err := r.Upcoming(t.Context(), "example.com", gs[0].ID, 0, 10); !errors.Is(err, errNothingNew) {
+		if _, err := r.Upcoming(t.Context(), "example.com", nil, gs[0].ID, 0, 10); !errors.Is(err, errNothingNew) {
 			t.Errorf("sealed: %v", err)
 		}
 	}
@@ -227,5 +228,33 @@ func TestResultsNotKnown(t *testing.T) {
 	if res := groupResults([]ruapost.Group{g}); res == nil || res.Passed != 2 || res.Failed != 3 || res.Treated[ruapost.DispositionReject] != 1 ||
 		res.Treated[ruapost.DispositionNone] != 2 {
 		t.Errorf("%+v", res)
+	}
+}
+
+// The rows of a TLS report are those of all its policies, the ones that count more first
+// under each.
+func TestTLSDocument(t *testing.T) {
+	const policy = `{"failure-details":[{"failed-session-count":1,"failure-reason-code":"a"},` +
+		`{"failed-session-count":3,"failure-reason-code":"b"},{"failed-session-count":2,"failure-reason-code":"c"}]}`
+	open := func() (io.ReadCloser, error) {
+		return io.NopCloser(strings.NewReader(`{"policies":[` + policy + `,{},` + policy + `]}`)), nil
+	}
+	for first, want := range []string{"bc|", "ca|", "a|b", "|bc", "|ca", "|a", "|", "|"} {
+		d, err := tlsDocument(open, first, 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for i, p := range d.TLS.Policies {
+			for _, f := range p.Failures {
+				got += f.Reason
+			}
+			if i == 1 {
+				got += "|"
+			}
+		}
+		if got != want || d.First != first || d.Rows != 6 || d.Shown != len(want)-1 {
+			t.Errorf("from %d: %q, %d of %d", first, got, d.Shown, d.Rows)
+		}
 	}
 }

@@ -273,7 +273,7 @@ func (r *Reporter) showJSON(ctx context.Context, w io.Writer, rep *ruapost.Repor
 // Preview writes what is recorded about a domain as the reports that would be made of it
 // now. The error wraps ErrNothing if nothing is.
 func (r *Reporter) Preview(ctx context.Context, w io.Writer, domain string) error {
-	due, covered, err := r.previews(ctx, domain)
+	due, covered, err := r.previews(ctx, domain, nil)
 	if err != nil {
 		return err
 	}
@@ -285,23 +285,21 @@ func (r *Reporter) Preview(ctx context.Context, w io.Writer, domain string) erro
 	return nil
 }
 
-// previews returns what is recorded about a domain, and what its reports cover. The error
-// wraps ErrNothing if nothing is recorded and nothing was reported.
-func (r *Reporter) previews(ctx context.Context, domain string) ([]dueReport, coverage, error) {
+// previews returns what is recorded about a domain, and what its reports cover, see
+// reportsAbout. The error wraps ErrNothing if nothing is recorded.
+func (r *Reporter) previews(ctx context.Context, domain string, ids []string) ([]dueReport, coverage, error) {
 	due, err := r.due(ctx, r.before(Selection{Open: true}), domain)
 	if err != nil {
 		return nil, nil, err
 	}
 	covered := coverage{}
 	reports := 0
-	for rep, err := range r.Store.Reports(ctx) {
+	for rep, err := range r.reportsAbout(ctx, domain, ids) {
 		if err != nil {
 			return nil, nil, err
 		}
 		covered.add(&rep, r.now())
-		if rep.Domain == domain {
-			reports++
-		}
+		reports++
 	}
 	switch {
 	case len(due) > 0:

@@ -77,7 +77,13 @@ func (r *Reporter) Survey(ctx context.Context) (*Survey, error) {
 // The reports are those with these identifiers; if ids is nil, they are looked for among
 // all.
 func (r *Reporter) SurveyDomain(ctx context.Context, domain string, ids []string) (*Survey, error) {
-	return r.survey(ctx, domain, func(yield func(ruapost.Report, error) bool) {
+	return r.survey(ctx, domain, r.reportsAbout(ctx, domain, ids))
+}
+
+// reportsAbout are the reports about a domain: those with these identifiers, or, if ids is
+// nil, those that are found among all.
+func (r *Reporter) reportsAbout(ctx context.Context, domain string, ids []string) iter.Seq2[ruapost.Report, error] {
+	return func(yield func(ruapost.Report, error) bool) {
 		if ids == nil {
 			for rep, err := range r.Store.Reports(ctx) {
 				if (err != nil || rep.Domain == domain) && !yield(rep, err) {
@@ -98,7 +104,7 @@ func (r *Reporter) SurveyDomain(ctx context.Context, domain string, ids []string
 				return
 			}
 		}
-	})
+	}
 }
 
 func (r *Reporter) survey(ctx context.Context, domain string, reports iter.Seq2[ruapost.Report, error]) (*Survey, error) {

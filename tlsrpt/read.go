@@ -20,10 +20,13 @@ type PublishedDates = jsonDateRange
 
 // PublishedPolicy is how the sessions went that were held to one policy.
 type PublishedPolicy struct {
-	Policy   jsonPolicy    `json:"policy"`
-	Summary  jsonSummary   `json:"summary"`
-	Failures []jsonFailure `json:"failure-details"`
+	Policy   jsonPolicy         `json:"policy"`
+	Summary  jsonSummary        `json:"summary"`
+	Failures []PublishedFailure `json:"failure-details"`
 }
+
+// PublishedFailure is a failure, and how many sessions had it.
+type PublishedFailure = jsonFailure
 
 // ReadReport reads a report, not compressed, all of it into memory.
 func ReadReport(r io.Reader) (*Published, error) {

@@ -17,7 +17,7 @@ const (
 	each = time.Minute
 	// atEnd is how long it may take to be told for the last time.
 	atEnd = 5 * time.Second
-	// maxDays is how many days may wait while the store cannot be used, for each kind.
+	// maxDays is how many days may wait while the store cannot be used; each has two kinds.
 	maxDays = 8
 )
 

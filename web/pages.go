@@ -79,8 +79,8 @@ func (h *Handler) overview(r *http.Request) (*answer, error) {
 		}
 	}
 	lines := domainLines(s)
-	o.Domains = worstDomains(lines, func(l *domainLine) int64 { return l.Failed })
-	o.Destinations = worstDomains(lines, func(l *domainLine) int64 { return l.TLSFailed })
+	o.Domains = worstDomains(lines, func(l domainLine) int64 { return l.Failed })
+	o.Destinations = worstDomains(lines, func(l domainLine) int64 { return l.TLSFailed })
 	for _, name := range slices.Sorted(maps.Keys(s.Counters)) {
 		o.Counters = append(o.Counters, counter{strings.ReplaceAll(name, "_", " "), s.Counters[name]})
 	}
@@ -134,14 +134,17 @@ func domainLines(s *reporting.Survey) []domainLine {
 }
 
 // worstDomains returns those of which most has failed.
-func worstDomains(lines []domainLine, failed func(*domainLine) int64) []domainLine {
-	sorted := slices.SortedFunc(slices.Values(lines), func(a, b domainLine) int {
-		return cmp.Or(cmp.Compare(failed(&b), failed(&a)), cmp.Compare(a.Domain, b.Domain))
-	})
-	if i := slices.IndexFunc(sorted, func(l domainLine) bool { return failed(&l) == 0 }); i >= 0 {
-		sorted = sorted[:i]
+func worstDomains(lines []domainLine, failed func(domainLine) int64) []domainLine {
+	var worst []domainLine
+	for _, l := range lines {
+		if failed(l) > 0 {
+			worst = append(worst, l)
+		}
 	}
-	return sorted[:min(len(sorted), shownLines)]
+	slices.SortFunc(worst, func(a, b domainLine) int {
+		return cmp.Or(cmp.Compare(failed(b), failed(a)), cmp.Compare(a.Domain, b.Domain))
+	})
+	return worst[:min(len(worst), shownLines)]
 }
 
 // pages is which part of a list is shown, and the way to the others.
@@ -191,16 +194,18 @@ func (h *Handler) domains(r *http.Request) (*answer, error) {
 	query := strings.ToLower(strings.TrimSpace(r.URL.Query().Get("q")))
 	lines := slices.DeleteFunc(domainLines(s), func(l domainLine) bool { return !strings.Contains(l.Domain, query) })
 	sort := r.URL.Query().Get("sort")
-	order := map[string]func(a, b *domainLine) int{
-		"messages": func(a, b *domainLine) int { return cmp.Compare(b.Passed+b.Failed, a.Passed+a.Failed) },
-		"sessions": func(a, b *domainLine) int { return cmp.Compare(b.Sessions, a.Sessions) },
-		"name":     func(*domainLine, *domainLine) int { return 0 },
+	order := map[string]func(a, b domainLine) int{
+		"messages": func(a, b domainLine) int {
+			return cmp.Compare(b.Passed+b.Failed+b.Unknown, a.Passed+a.Failed+a.Unknown)
+		},
+		"sessions": func(a, b domainLine) int { return cmp.Compare(b.Sessions, a.Sessions) },
+		"name":     func(domainLine, domainLine) int { return 0 },
 	}[sort]
 	if order == nil {
 		sort = "failed"
-		order = func(a, b *domainLine) int { return cmp.Compare(b.Failed+b.TLSFailed, a.Failed+a.TLSFailed) }
+		order = func(a, b domainLine) int { return cmp.Compare(b.Failed+b.TLSFailed, a.Failed+a.TLSFailed) }
 	}
-	slices.SortFunc(lines, func(a, b domainLine) int { return cmp.Or(order(&a, &b), cmp.Compare(a.Domain, b.Domain)) })
+	slices.SortFunc(lines, func(a, b domainLine) int { return cmp.Or(order(a, b), cmp.Compare(a.Domain, b.Domain)) })
 	data := struct {
 		At, Counted time.Time
 		Query, Sort string
@@ -243,7 +248,11 @@ func (h *Handler) domain(r *http.Request) (*answer, error) {
 	}
 	newestFirst(data.Reports)
 	if len(data.Recorded) > 0 {
-		data.Next, err = h.Reporter.Upcoming(r.Context(), domain, data.Recorded[0].Group, 0, previewRows)
+		ids := []string{} // not nil: all were looked for
+		for _, e := range data.Reports {
+			ids = append(ids, e.ReportID)
+		}
+		data.Next, err = h.Reporter.Upcoming(r.Context(), domain, ids, data.Recorded[0].Group, 0, previewRows)
 	}
 	return &answer{page: "domain", title: domain, data: data}, ignoreNothing(err)
 }
@@ -273,7 +282,7 @@ func (h *Handler) next(r *http.Request) (*answer, error) {
 		return nil, errNotFound
 	}
 	first := pageOf(r)
-	u, err := h.Reporter.Upcoming(r.Context(), domain, ruapost.GroupID(group), first, pageRows)
+	u, err := h.Reporter.Upcoming(r.Context(), domain, h.surveys.reportsAbout(domain), ruapost.GroupID(group), first, pageRows)
 	if err != nil {
 		return nil, err
 	}
@@ -282,7 +291,7 @@ func (h *Handler) next(r *http.Request) (*answer, error) {
 		Pages pages
 	}{Upcoming: u}
 	if d := u.Document; d != nil {
-		data.Pages = newPages(r, d.First, len(d.Records), d.Rows)
+		data.Pages = newPages(r, d.First, d.Shown, d.Rows)
 	}
 	return &answer{page: "next", title: domain + ", next report", data: data}, nil
 }
@@ -323,7 +332,7 @@ func (h *Handler) report(r *http.Request) (*answer, error) {
 		if data.Document, err = h.Reporter.Document(rep, data.File, first, pageRows); err != nil {
 			data.Document, data.Unreadable = nil, ruapost.Clean(err.Error(), 500)
 		} else {
-			data.Pages = newPages(r, first, len(data.Document.Records), data.Document.Rows)
+			data.Pages = newPages(r, first, data.Document.Shown, data.Document.Rows)
 		}
 	}
 	data.CanBeResent = rep.State != ruapost.ReportSealed && len(data.Files) > 0

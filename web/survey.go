@@ -2,6 +2,7 @@ package web
 
 import (
 	"context"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -86,7 +87,9 @@ func (s *surveys) run(ctx context.Context, m *making) {
 	ctx, cancel := context.WithTimeout(ctx, surveyTimeout)
 	defer cancel()
 	began := time.Now()
-	m.survey, m.err = s.survey(ctx)
+	if m.survey, m.err = s.survey(ctx); m.err != nil {
+		slog.Warn("the store cannot be looked through for the pages", "err", m.err) // an older look may still be shown
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if m.err == nil && !m.old {

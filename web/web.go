@@ -258,7 +258,7 @@ func domainOf(r *http.Request) (string, error) {
 	return domain, nil
 }
 
-// isLetters tells whether s can stand in a file name.
+// isPlain tells whether s can stand in a file name.
 func isPlain(s string) bool {
 	return s != "" && !strings.ContainsFunc(s, func(c rune) bool {
 		return !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '.')

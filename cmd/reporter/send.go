@@ -50,9 +50,6 @@ func sendCommand(args []string) (action, error) {
 
 // send loads the key, sends, and tidies up.
 func send(ctx context.Context, t *tools, what reporting.Selection) error {
-	if err := t.loadKey(); err != nil {
-		return err
-	}
 	began := time.Now()
 	before, err := t.store.Counts(ctx)
 	if err != nil {
@@ -63,16 +60,19 @@ func send(ctx context.Context, t *tools, what reporting.Selection) error {
 		t.reporter.Progress = p.show
 		defer p.end()
 	}
-	err = t.reporter.Send(ctx, what)
+	if err = t.loadKey(); err == nil {
+		err = t.reporter.Send(ctx, what)
+	}
 	if !errors.Is(err, reporting.ErrBusy) {
-		err = errors.Join(err, t.ended(context.WithoutCancel(ctx), began, before, err))
+		err = errors.Join(err, t.ended(context.WithoutCancel(ctx), began, before, what, err))
 	}
 	return errors.Join(err, t.store.Tidy(ctx))
 }
 
 // ended says so if a run found nothing to do, and writes the counters where the
-// configuration wants them. A stop alone is no fault of the run that ended with it.
-func (t *tools) ended(ctx context.Context, began time.Time, before map[string]uint64, fault error) error {
+// configuration wants them, unless the run was about one domain only: that does not show
+// that the timer works. A stop alone is no fault of the run that ended with it.
+func (t *tools) ended(ctx context.Context, began time.Time, before map[string]uint64, what reporting.Selection, fault error) error {
 	counts, err := t.store.Counts(ctx)
 	if err != nil {
 		return err
@@ -80,7 +80,7 @@ func (t *tools) ended(ctx context.Context, began time.Time, before map[string]ui
 	if fault == nil && maps.Equal(before, counts) {
 		slog.Info("nothing is due")
 	}
-	if t.cfg.Reporter.Textfile == "" {
+	if t.cfg.Reporter.Textfile == "" || what.Domain != "" {
 		return nil
 	}
 	e := &reporting.Ended{Began: began, Ended: time.Now(), OK: fault == nil || daemon.IsStop(fault), Counts: counts}
