@@ -32,7 +32,7 @@ func TestStopIsNoFault(t *testing.T) {
 		defer store.Close()
 		cfg := config.Default()
 		cfg.Reporter.Textfile = filepath.Join(dir, "prom")
-		err = (&tools{cfg, store, &reporting.Reporter{Store: store}}).ended(t.Context(), time.Now(), nil, c.fault)
+		err = (&tools{cfg, store, &reporting.Reporter{Store: store}}).ended(t.Context(), time.Now(), nil, reporting.Selection{}, c.fault)
 		text, errRead := os.ReadFile(cfg.Reporter.Textfile)
 		if err != nil || errRead != nil || !strings.Contains(string(text), c.want) {
 			t.Errorf("%v: %v, %v, want %q in\n%s", c.fault, err, errRead, c.want, text)
