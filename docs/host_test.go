@@ -11,17 +11,16 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"ruapost/internal/dnstest"
+	"ruapost/internal/testhost"
 )
 
 // The commands of the pages that are not ours run in a Debian of e2e/setup.sh that is
@@ -32,7 +31,7 @@ import (
 const envJob = "RUAPOST_DOCS_JOB"
 
 func TestMain(m *testing.M) {
-	if file := os.Getenv(envJob); file != "" && os.Getpid() == 1 {
+	if file := os.Getenv(envJob); file != "" && testhost.Inside() {
 		if err := work(file); err != nil {
 			fmt.Fprintln(os.Stderr, "docs:", err)
 			os.Exit(1)
@@ -50,13 +49,7 @@ func TestMain(m *testing.M) {
 }
 
 // debian is the folder of Debian 13 with Postfix 3.10.
-func debian() string {
-	dir := os.Getenv("RUAPOST_E2E_ROOT")
-	if dir == "" {
-		dir = "/var/cache/ruapost-e2e"
-	}
-	return filepath.Join(dir, "trixie")
-}
+func debian() string { return filepath.Join(testhost.CacheDir(), "trixie") }
 
 // needDebian returns false, and says so, if the test cannot run here and need not.
 func needDebian(t *testing.T) bool {
@@ -68,10 +61,9 @@ func needDebian(t *testing.T) bool {
 	if err == nil {
 		return true
 	}
-	if os.Getenv("RUAPOST_E2E") == "require" {
+	if err := testhost.LeaveOut("docs: commands in a Debian", err); err != nil {
 		t.Fatal(err)
 	}
-	fmt.Println("docs: commands in a Debian left out:", err)
 	return false
 }
 
@@ -333,18 +325,8 @@ func (j *job) run(t *testing.T) []result {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	cmd.Env = append(os.Environ(), envJob+"="+in)
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS,
-		Pdeathsig:  syscall.SIGKILL,
-	}
 	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	// The child dies with the thread that started it.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if err := cmd.Run(); err != nil {
+	if err := testhost.Again(ctx, envJob+"="+in, &stdout, &stderr); err != nil {
 		t.Fatalf("%v\n%s", err, &stderr)
 	}
 	var results []result
@@ -365,7 +347,8 @@ func work(in string) error {
 	if err := json.Unmarshal(text, &j); err != nil {
 		return err
 	}
-	if err := setUpNetwork(); err != nil {
+	// The host's own address is one of docs/many-hosts.md; systemd-nspawn leaves things in /run.
+	if err := testhost.SetUp([]string{j.Scratch, "/run"}, "192.0.2.10"); err != nil {
 		return err
 	}
 	dns, err := dnstest.Start("127.0.0.1:53")
@@ -402,29 +385,8 @@ func work(in string) error {
 	return json.NewEncoder(os.Stdout).Encode(results)
 }
 
-// setUpNetwork gives the namespace the host's own address and one of docs/many-hosts.md.
-func setUpNetwork() error {
-	for _, args := range [][]string{{"link", "set", "lo", "up"}, {"addr", "add", "192.0.2.10/32", "dev", "lo"}} {
-		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
-			return fmt.Errorf("ip: %w: %s", err, out)
-		}
-	}
-	return nil
-}
-
 // mountRoot mounts Debian with memory over it.
 func (j *job) mountRoot() (root string, err error) {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return "", err
-	}
-	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
-		return "", err
-	}
-	for _, dir := range []string{j.Scratch, "/run"} { // systemd-nspawn leaves things in /run
-		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0755"); err != nil {
-			return "", err
-		}
-	}
 	root = filepath.Join(j.Scratch, "root")
 	upper, layer := filepath.Join(j.Scratch, "upper"), filepath.Join(j.Scratch, "work")
 	for _, dir := range []string{root, upper, layer} {
