@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ruapost/internal/testhost"
 )
 
 // version is a Postfix that the tests run against, and how the policy daemon goes with it.
@@ -98,7 +100,7 @@ func newPostfix(t *testing.T, v version) *postfix {
 			t.Fatal(err)
 		}
 	}
-	lower := filepath.Join(cacheDir(), v.release)
+	lower := filepath.Join(testhost.CacheDir(), v.release)
 	p.mount("overlay", p.root, "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, upper, work))
 	p.mount("proc", filepath.Join(p.root, "proc"), "proc", 0, "")
 	p.mount("/dev", filepath.Join(p.root, "dev"), "", unix.MS_BIND|unix.MS_REC, "")

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ruapost/internal/lab"
+	"ruapost/internal/testhost"
 )
 
 // Who the programs are, for the reports.
@@ -47,7 +48,7 @@ const contrib = "../contrib"
 func install(t *testing.T, w *world, p *postfix) *installation {
 	t.Helper()
 	r := &installation{postfix: p, t: t}
-	p.mount(os.Getenv(envPrograms), filepath.Join(p.root, "usr/local/sbin"), "", unix.MS_BIND, "")
+	p.mount(testhost.Built(), filepath.Join(p.root, "usr/local/sbin"), "", unix.MS_BIND, "")
 	p.write("etc/passwd", p.read("etc/passwd")+fmt.Sprintf("ruapost:x:%d:%[1]d::/var/lib/ruapost:/usr/sbin/nologin\n", ruapostUID))
 	p.write("etc/group", p.read("etc/group")+fmt.Sprintf("ruapost:x:%d:\n", ruapostUID))
 	r.makeFolders()

@@ -16,21 +16,18 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ruapost/internal/testhost"
 )
 
-const (
-	// envPackages tells the second process that it is the second, and where the packages are.
-	envPackages = "RUAPOST_DEB_PACKAGES"
-	// envBoot tells the third what root to boot.
-	envBoot = "RUAPOST_DEB_BOOT"
-)
+// envBoot tells a process in the namespaces what root to boot.
+const envBoot = "RUAPOST_DEB_BOOT"
 
-// The packages, below the folder of envPackages.
+// The packages, below the folder that testhost.Built returns.
 const (
 	older    = "a/ruapost_1.0_" + runtime.GOARCH + ".deb"
 	olderToo = "b/ruapost_1.0_" + runtime.GOARCH + ".deb" // made once more
@@ -47,37 +44,11 @@ const (
 var releases = []string{"bookworm", "trixie"}
 
 func TestMain(m *testing.M) {
-	switch root := os.Getenv(envBoot); {
-	case root != "":
+	if root := os.Getenv(envBoot); root != "" {
 		fmt.Fprintln(os.Stderr, "e2e/deb: boot:", boot(root))
 		os.Exit(1)
-	case os.Getenv(envPackages) != "" && os.Getpid() == 1:
-		if err := setUpNamespace(); err != nil {
-			fmt.Fprintln(os.Stderr, "e2e/deb: namespace:", err)
-			os.Exit(1)
-		}
-		os.Exit(m.Run())
 	}
-	if err := prerequisites(); err != nil {
-		if os.Getenv("RUAPOST_E2E") == "require" {
-			fmt.Fprintln(os.Stderr, "e2e/deb:", err)
-			os.Exit(1)
-		}
-		fmt.Println("e2e/deb: all tests skipped:", err)
-		os.Exit(0)
-	}
-	if err := runInNamespace(); err != nil {
-		fmt.Fprintln(os.Stderr, "e2e/deb:", err)
-		os.Exit(1)
-	}
-}
-
-// cacheDir is where setup.sh keeps its folders.
-func cacheDir() string {
-	if dir := os.Getenv("RUAPOST_E2E_ROOT"); dir != "" {
-		return dir
-	}
-	return "/var/cache/ruapost-e2e"
+	testhost.Main(m, "e2e/deb", prerequisites, makePackages, setUpNamespace)
 }
 
 func prerequisites() error {
@@ -91,35 +62,12 @@ func prerequisites() error {
 	}
 	for _, release := range releases {
 		for _, program := range []string{"sbin/postfix", "bin/systemd-analyze", "sbin/init"} {
-			if _, err := os.Stat(filepath.Join(cacheDir(), release, "usr", program)); err != nil {
+			if _, err := os.Stat(filepath.Join(testhost.CacheDir(), release, "usr", program)); err != nil {
 				return fmt.Errorf("no %s in Debian %s; run e2e/setup.sh", program, release)
 			}
 		}
 	}
 	return nil
-}
-
-// runInNamespace makes the packages and runs this same binary again in its own namespaces,
-// as their first process.
-func runInNamespace() error {
-	dir, err := os.MkdirTemp("", "ruapost-deb-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	if err := makePackages(dir); err != nil {
-		return err
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), envPackages+"="+dir)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS,
-		Pdeathsig:  syscall.SIGKILL,
-	}
-	// The child dies with the thread that started it, so this one must last.
-	runtime.LockOSThread()
-	return cmd.Run()
 }
 
 // newDefault is a line that the newer package's ruapost.toml has besides.
@@ -172,36 +120,16 @@ func command(dir, name string, args ...string) error {
 	return nil
 }
 
-// setUpNamespace makes the fresh namespaces habitable: mounts that do not show outside, a
-// folder in memory, the documentation's networks (RFC 5737) on the loopback interface.
+// setUpNamespace makes the fresh namespaces habitable.
 func setUpNamespace() error {
-	for _, m := range []struct {
-		source, target, fstype string
-		flags                  uintptr
-		data                   string
-	}{
-		{"", "/", "", unix.MS_REC | unix.MS_PRIVATE, ""},
-		{"proc", "/proc", "proc", 0, ""},
-		{"tmpfs", scratch, "tmpfs", 0, "mode=0755"},
-	} {
-		if err := unix.Mount(m.source, m.target, m.fstype, m.flags, m.data); err != nil {
-			return fmt.Errorf("mount %s: %w", m.target, err)
-		}
+	if err := testhost.SetUp([]string{scratch}, postfixIP); err != nil {
+		return err
 	}
 	if err := os.Mkdir(groups, 0o755); err != nil {
 		return err
 	}
 	if err := unix.Mount("cgroup2", groups, "cgroup2", 0, ""); err != nil {
 		return fmt.Errorf("mount control groups: %w", err)
-	}
-	ip := exec.Command("ip", "-batch", "-")
-	ip.Stdin = strings.NewReader("link set lo up\n" +
-		"route add local 192.0.2.0/24 dev lo\n" +
-		"route add local 198.51.100.0/24 dev lo\n" +
-		"route add local 203.0.113.0/24 dev lo\n" +
-		"addr add " + postfixIP + "/32 dev lo\n")
-	if out, err := ip.CombinedOutput(); err != nil {
-		return fmt.Errorf("ip: %w: %s", err, out)
 	}
 	return nil
 }

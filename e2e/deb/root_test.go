@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"ruapost/internal/testhost"
 )
 
 // root is a Debian of its own, over the one that setup.sh has made, which stays as it is.
@@ -41,9 +43,9 @@ func newRoot(t *testing.T, release string) *root {
 			t.Fatal(err)
 		}
 	}
-	lower := filepath.Join(cacheDir(), release)
+	lower := filepath.Join(testhost.CacheDir(), release)
 	r.mount("overlay", "/", "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, upper, work))
-	r.mount(os.Getenv(envPackages), "/mnt", "", unix.MS_BIND, "")
+	r.mount(testhost.Built(), "/mnt", "", unix.MS_BIND, "")
 	r.write("/etc/resolv.conf", "nameserver 127.0.0.1\noptions trust-ad\n")
 	r.write("/etc/hosts", "127.0.0.1 localhost\n192.0.2.25 mail.receiver.example mail\n")
 	r.write("/etc/hostname", "mail\n")

@@ -21,6 +21,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"ruapost/internal/testhost"
 )
 
 const root = "../.."
@@ -35,16 +37,12 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) int {
-	promtool = filepath.Join("/var/cache/ruapost-e2e", "promtool")
-	if dir := os.Getenv("RUAPOST_E2E_ROOT"); dir != "" {
-		promtool = filepath.Join(dir, "promtool")
-	}
+	promtool = filepath.Join(testhost.CacheDir(), "promtool")
 	if _, err := os.Stat(promtool); err != nil {
-		if os.Getenv("RUAPOST_E2E") == "require" {
-			fmt.Fprintln(os.Stderr, "e2e/metrics: no promtool; run e2e/setup.sh:", err)
+		if err := testhost.LeaveOut("e2e/metrics: tests with promtool", fmt.Errorf("%w; run e2e/setup.sh", err)); err != nil {
+			fmt.Fprintln(os.Stderr, "e2e/metrics:", err)
 			return 1
 		}
-		fmt.Println("e2e/metrics: tests with promtool left out:", err)
 		promtool = ""
 	}
 	var err error
