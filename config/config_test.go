@@ -308,8 +308,8 @@ func TestErrors(t *testing.T) {
 	tests := []struct{ name, text, want string }{
 		{"syntax", "[store]\n\npath = \n", `f.toml:3: no valid TOML: expected value but found '\n' instead`},
 		{"unfinished string", "\norg_name = \"x\n", `f.toml:2: no valid TOML: strings cannot contain newlines`},
-		{"key twice", "org_name = \"a\"\norg_name = \"b\"\n", `f.toml:2: no valid TOML: Key 'org_name' has already been defined.`},
-		{"section twice", "[dkim]\n[store]\n[dkim]\n", `f.toml:3: no valid TOML: Key 'dkim' has already been defined.`},
+		{"key twice", "org_name = \"a\"\norg_name = \"b\"\n", `f.toml:2: no valid TOML: Key 'org_name' has already been defined. Each section and key stands in the file once; keys belong below the line of their section that is there already`},
+		{"section twice", "[dkim]\n[store]\n[dkim]\n", `f.toml:3: no valid TOML: Key 'dkim' has already been defined. Each section and key stands in the file once; keys belong below the line of their section that is there already`},
 		{"not UTF-8", "org_name = \"\xff\"\n", `f.toml:1: no valid TOML: invalid UTF-8 byte: 0xff`},
 
 		{

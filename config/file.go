@@ -71,8 +71,11 @@ func syntaxError(file string, err error) error {
 		return fmt.Errorf("%s: %w", file, err)
 	}
 	mend := ""
-	if strings.HasPrefix(syntax.Message, `expected value but found "`) {
+	switch {
+	case strings.HasPrefix(syntax.Message, `expected value but found "`):
 		mend = `; strings stand in quotes, as in report_domain = "example.org"`
+	case strings.HasSuffix(syntax.Message, "has already been defined."):
+		mend = " Each section and key stands in the file once; keys belong below the line of their section that is there already"
 	}
 	return &Error{
 		File: file,

@@ -88,7 +88,7 @@ func keygen(cfg *config.Config, file, domain, selector string, w io.Writer) erro
 	if err != nil {
 		return errors.Join(err, os.Remove(file)) // it is of no use
 	}
-	_, err = fmt.Fprintf(w, "; %s has the new key. Publish:\n\n%s\n\n; When that is in the DNS, in ruapost.toml:\n\n"+
+	_, err = fmt.Fprintf(w, "; %s has the new key. Publish:\n\n%s\n\n; When that is in the DNS, in ruapost.toml, where [dkim] stands already:\n\n"+
 		"[dkim]\ndomain = %q\nselector = %q\nkey_file = %q\n", file, strings.Join(check.ZoneLines(signer.Name(), signer.Record()), "\n"), signer.Domain, signer.Selector, file)
 	return err
 }
