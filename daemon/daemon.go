@@ -120,9 +120,10 @@ func (p *program) reload(ctx context.Context, hangups <-chan os.Signal, reloads 
 // Command is Main for a program with arguments; run gets those that follow the
 // flags. The exit status is also 2 when run's error wraps ErrUsage; with ErrFound it is 1.
 // If the first of those arguments is retry, it is 75 in place of any of these: what Postfix
-// runs is tried again later then, where others would lose the mail.
-func Command(name, usage, retry string, run func(ctx context.Context, cfg *config.Config, args []string) error) {
-	p := &program{name: name, usage: usage, retry: retry, run: run}
+// runs is tried again later then, where others would lose the mail. What goes without the
+// configuration file is run even if that has mistakes, with the defaults.
+func Command(name, usage, retry string, without func(args []string) bool, run func(ctx context.Context, cfg *config.Config, args []string) error) {
+	p := &program{name: name, usage: usage, retry: retry, without: without, run: run}
 	p.exit()
 }
 
@@ -134,7 +135,8 @@ type program struct {
 	retry  string // the command that makes 75 of all exit statuses but 0
 	// retries says that it is that command.
 	retries bool
-	file    string // of the configuration, empty for the default
+	without func(args []string) bool // what goes without the configuration file; nil if nothing does
+	file    string                   // of the configuration, empty for the default
 	run     func(ctx context.Context, cfg *config.Config, args []string) error
 }
 
@@ -196,6 +198,11 @@ func (p *program) main(args []string, stdout, stderr io.Writer) int {
 			return p.misused(stderr, err)
 		}
 		return exitOK
+	}
+	if p.without != nil && !*check && p.without(args) {
+		cfg := config.Default()
+		cfg.File = cmp.Or(p.file, defaultPath)
+		return p.carryOut(cfg, args, stderr)
 	}
 	cfg, found, err := loadConfig(p.file)
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -315,6 +316,8 @@ func TestExitStatus(t *testing.T) {
 			name: "bad configuration", args: []string{"-config", bad}, status: 2,
 			stderr: bad + ":2: store.path: 1 is a number; expected an absolute path\n" + bad + ":3: store.file: unknown key; expected one of path, record_timeout\n",
 		},
+		{name: "goes without the configuration", args: []string{"-config", bad, "mend"}, ran: true, status: 0},
+		{name: "-check looks at it all the same", args: []string{"-config", bad, "-check", "mend"}, status: 2, stderr: bad + ":2: "},
 		{name: "no configuration", args: []string{"-config", dir + "/none.toml"}, status: 2, stderr: "open " + dir + "/none.toml: no such file or directory\n"},
 		{name: "unknown flag", args: []string{"-conf", good}, status: 2, stderr: "toy: usage error: flag provided but not defined: -conf; did you mean \"-config\"?\nsee: toy -help\n"},
 		{name: "version", args: []string{"-version"}, stdout: "toy " + ruapost.Version + " ("},
@@ -328,11 +331,14 @@ func TestExitStatus(t *testing.T) {
 			ran := false
 			p := &program{name: "toy", usage: "COMMAND", run: func(ctx context.Context, cfg *config.Config, args []string) error {
 				ran = true
+				if cfg.File == bad {
+					return tt.err
+				}
 				if cfg.ReportDomain != "example.org" {
 					t.Errorf("report_domain = %q", cfg.ReportDomain)
 				}
 				return tt.err
-			}}
+			}, without: func(args []string) bool { return slices.Contains(args, "mend") }}
 			var stdout, stderr bytes.Buffer
 			status := p.main(tt.args, &stdout, &stderr)
 			if status != tt.status || ran != tt.ran {

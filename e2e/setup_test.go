@@ -29,7 +29,13 @@ func testSetup(t *testing.T, v version) {
 	if h.p.read(mainCfFile) != before || h.p.read(tomlFile) != beforeToml {
 		t.Error("something was changed without --apply")
 	}
-	h.setup(1, "--apply", "not yet, see TO DO above", "postfix reload")
+	for _, option := range []string{"--apply", "--undo"} { // nobody's are other rights than root's
+		out, err := h.p.command("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "/usr/local/sbin/ruapost-reporter", "setup", option).CombinedOutput()
+		if text := string(out); err == nil || !strings.Contains(text, "run this as root") || strings.Contains(text, "not yet") {
+			t.Errorf("%s as another user: %v\n%s", option, err, text)
+		}
+	}
+	h.setup(1, "--apply", "not yet, see TO DO above", "postfix reload", "setup --apply # again, when what TO DO says is done")
 	h.wants(map[string]string{
 		"smtpd_milters": "", "smtp_tls_policy_maps": "", "smtp_tls_security_level": "dane", "smtp_dns_support_level": "dnssec", "smtp_tls_loglevel": "1",
 	})
@@ -66,6 +72,41 @@ func testSetup(t *testing.T, v version) {
 	h.setup(1, "--undo", "smtp_tls_loglevel was changed since and stays: it is 2", "postconf -X smtp_tls_loglevel")
 	h.wants(map[string]string{"smtpd_milters": "", "smtp_tls_policy_maps": "", "smtp_tls_loglevel": "2", "smtpd_banner": "$myhostname"})
 	h.same(tomlFile, beforeToml)
+
+	h.undoEdited(before)
+}
+
+// undoEdited has setup taken back where ruapost.toml has a mistake, and where somebody has
+// changed the lists that it is in.
+func (h *host) undoEdited(before string) {
+	h.t.Helper()
+	toml := h.p.read(tomlFile)
+	h.p.configure(before)
+	h.setup(0, "--apply")
+	h.p.write(tomlFile, "report_domian = \"x\"\n"+h.p.read(tomlFile))
+	h.setup(0, "--undo", "put back: smtp_tls_policy_maps", "postfix reload")
+	h.same(mainCfFile, before)
+	h.p.write(tomlFile, toml)
+
+	h.setup(0, "--apply")
+	mine := []string{"smtp_tls_policy_maps = inline:{{other.example=none}}, $smtp_tls_policy_maps", "smtpd_milters = " + atOpenDKIM + ", $smtpd_milters"}
+	for i, line := range mine {
+		name, _, _ := strings.Cut(line, " ")
+		mine[i] = strings.ReplaceAll(line, "$"+name, strings.TrimSpace(string(h.p.run(nil, "postconf", "-h", name))))
+	}
+	h.p.run(nil, append([]string{"postconf", "-e"}, mine...)...)
+	h.setup(0, "--undo", "smtp_tls_policy_maps was changed since: what setup put in is not there any more")
+	h.wants(map[string]string{"smtpd_milters": atOpenDKIM, "smtp_tls_policy_maps": "inline:{{other.example=none}}"})
+
+	// By a parameter of somebody's own Postfix would go on asking.
+	h.p.configure(before)
+	h.setup(0, "--apply")
+	table := strings.TrimSpace(string(h.p.run(nil, "postconf", "-h", "smtp_tls_policy_maps")))
+	h.p.run(nil, "postconf", "-e", "my_tables = inline:{{other.example=none}}, "+table, "smtp_tls_policy_maps = $my_tables")
+	h.setup(1, "--undo", "Postfix still asks ruapost, and mail waits when its daemons stop: my_tables", "postconf -e 'my_tables = inline:{{other.example=none}}'")
+	h.p.run(nil, "postconf", "-e", "my_tables = inline:{{other.example=none}}")
+	h.setup(0, "--undo", "smtp_tls_policy_maps was changed since")
+	h.setup(0, "--undo", "there is nothing to put back")
 }
 
 // The files that setup changes, in the root.

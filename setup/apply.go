@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -321,23 +322,33 @@ func replaceFile(file, text string, mode fs.FileMode) (err error) {
 type Undone struct {
 	// Restored are the parameters and keys that are again what they were.
 	Restored []string `json:"restored"`
+	// Kept are lists that somebody has changed since: what setup put in is not there any
+	// more, and the rest stays.
+	Kept []Left `json:"kept"`
 	// Left are those that somebody has changed since, with what to do to have them as they
-	// were. They stay as they are.
+	// were, and lines that still ask ruapost. They stay as they are.
 	Left []Left `json:"left"`
+}
+
+// Asks says whether Postfix still asks ruapost for a reason that Undo could not mend.
+func (u *Undone) Asks() bool {
+	return slices.ContainsFunc(u.Left, func(l Left) bool { return l.Asks })
 }
 
 // Left is a parameter or key that Undo has left as it is.
 type Left struct {
 	Name string `json:"name"`
 	What string `json:"what"` // what it is now
-	Mend string `json:"mend"` // how to have it as it was
+	Mend string `json:"mend"` // how to have it as it was, or without ruapost
+	// Asks says that Postfix asks ruapost by it.
+	Asks bool `json:"asks,omitempty"`
 }
 
 // ErrNothingToUndo says that nothing was saved, or that it has been put back.
 var ErrNothingToUndo = errors.New("there is nothing to put back")
 
 // Undo puts back what was there before Apply, but for what was changed since, and forgets
-// it.
+// it. While Postfix still asks ruapost, it does not forget what it knows of main.cf.
 func (p *Postfix) Undo(ctx context.Context) (*Undone, error) {
 	unlock, err := p.lock()
 	if err != nil {
@@ -351,9 +362,13 @@ func (p *Postfix) Undo(ctx context.Context) (*Undone, error) {
 	if s.Time.IsZero() {
 		return nil, fmt.Errorf("%w: there is no %s", ErrNothingToUndo, p.UndoFile())
 	}
-	u := &Undone{Restored: []string{}, Left: []Left{}}
-	if err := errors.Join(p.undoMain(ctx, s, u), undoToml(s, u)); err != nil {
+	u := &Undone{Restored: []string{}, Kept: []Left{}, Left: []Left{}}
+	if err := errors.Join(p.undoMain(ctx, s, u), undoToml(s, u), p.look(ctx, s, u)); err != nil {
 		return u, err
+	}
+	if u.Asks() { // what is kept says which entries are ours
+		s.Keys, s.Toml = nil, savedFile{}
+		return u, s.write(p.UndoFile())
 	}
 	return u, os.Remove(p.UndoFile())
 }
@@ -386,8 +401,17 @@ func (p *Postfix) undoMain(ctx context.Context, s *saved, u *Undone) error {
 		switch {
 		case same(value, v.Before):
 			continue // it is already, or was never changed
+		case !same(value, &v.After) && value != nil && slices.Contains(lists, v.Name):
+			rest := p.without(*value, p.added(s))
+			u.Kept = append(u.Kept, Left{Name: v.Name, What: describeValue(&rest) + "; before setup it was " + describeValue(v.Before)})
+			if rest == "" && v.Before == nil {
+				unset = append(unset, v.Name)
+			} else if rest != *value {
+				set = append(set, v.Name+" = "+rest)
+			}
+			continue
 		case !same(value, &v.After):
-			u.Left = append(u.Left, Left{v.Name, describeValue(value), postconf.Command("postconf", p.Dir, command...)})
+			u.Left = append(u.Left, Left{Name: v.Name, What: describeValue(value), Mend: postconf.Command("postconf", p.Dir, command...)})
 			continue
 		case v.Before == nil:
 			unset = append(unset, v.Name)
@@ -400,6 +424,95 @@ func (p *Postfix) undoMain(ctx context.Context, s *saved, u *Undone) error {
 		return err
 	}
 	return p.edit(ctx, "-e", set)
+}
+
+// look tells what of main.cf and master.cf still asks ruapost after undoMain.
+func (p *Postfix) look(ctx context.Context, s *saved, u *Undone) error {
+	now, err := Read(ctx, p.program, p.Dir)
+	if err == nil {
+		u.Left = append(u.Left, now.asking(p.added(s))...)
+	}
+	return err
+}
+
+// lists are the parameters in which setup puts an entry beside those of others.
+var lists = []string{policyMaps, "smtpd_milters"}
+
+// item reads an entry of one of the lists.
+func (p *Postfix) item(text string) entry {
+	if e := tableEntry(text); e.network != "" {
+		return e
+	}
+	return p.milterEntry(text)
+}
+
+// leadsTo says whether two entries lead to the same socket.
+func (p *Postfix) leadsTo(a, b entry) bool {
+	return a.network != "" && a.network == b.network && (a.address == b.address ||
+		a.network == "unix" && postconf.Reached(p.Queue, a.address, false) == postconf.Reached(p.Queue, b.address, false))
+}
+
+// added returns the entries that setup has put into the lists.
+func (p *Postfix) added(s *saved) (all []entry) {
+	for _, v := range s.Parameters {
+		if !slices.Contains(lists, v.Name) {
+			continue
+		}
+		var before []string
+		if v.Before != nil {
+			before = postconf.Items(*v.Before)
+		}
+		for _, text := range postconf.Items(v.After) {
+			e := p.item(text)
+			if e.network != "" && !slices.ContainsFunc(before, func(b string) bool { return p.leadsTo(p.item(b), e) }) {
+				all = append(all, e)
+			}
+		}
+	}
+	return all
+}
+
+// without returns a list without those entries that lead where one of ours does.
+func (p *Postfix) without(list string, ours []entry) string {
+	var rest []string
+	for _, text := range postconf.Items(list) {
+		if e := p.item(text); !slices.ContainsFunc(ours, func(o entry) bool { return p.leadsTo(e, o) }) {
+			rest = append(rest, text)
+		}
+	}
+	if len(rest) == len(postconf.Items(list)) {
+		return list
+	}
+	return strings.Join(rest, ", ")
+}
+
+// asking returns the lines of main.cf and master.cf by which Postfix asks for TLS policies
+// where one of ours leads. Without an answer mail waits; without a milter it does not.
+func (p *Postfix) asking(ours []entry) (all []Left) {
+	ours = slices.DeleteFunc(slices.Clone(ours), func(e entry) bool { return tableEntry(e.text).network == "" })
+	for _, name := range slices.Sorted(maps.Keys(p.Main)) {
+		value := p.Main[name]
+		if rest := p.without(value, ours); rest != value {
+			all = append(all, Left{Name: name, What: describeValue(&value), Mend: postconf.Command("postconf", p.Dir, "-e", name+" = "+rest), Asks: true})
+		}
+	}
+	for _, s := range p.Services {
+		value := s.Override[policyMaps]
+		if rest := p.without(value, ours); rest != value {
+			name := s.String() + "/" + policyMaps
+			all = append(all, Left{Name: name, What: describeValue(&value), Mend: postconf.Command("postconf", p.Dir, "-P", name+"="+strings.ReplaceAll(rest, ", ", ",")), Asks: true})
+		}
+	}
+	return all
+}
+
+// Writable returns an error if this process may not change main.cf.
+func (p *Postfix) Writable() error {
+	const write = 2
+	if err := syscall.Access(p.Directory, write); err != nil {
+		return fmt.Errorf("run this as root: %s: %w", p.Directory, err)
+	}
+	return nil
 }
 
 // edit has postconf change main.cf, all or nothing.
@@ -447,7 +560,7 @@ func undoToml(s *saved, u *Undone) error {
 		}
 		line := keyLine(name, k.After)
 		if strings.Count("\n"+rest, "\n"+line) != 1 {
-			u.Left = append(u.Left, Left{k.Name, "no longer the line " + strings.TrimSpace(line), "Look for it in " + file + "."})
+			u.Left = append(u.Left, Left{Name: k.Name, What: "no longer the line " + strings.TrimSpace(line), Mend: "Look for it in " + file + "."})
 			continue
 		}
 		rest = strings.Replace("\n"+rest, "\n"+line, "\n", 1)[1:]

@@ -77,10 +77,15 @@ func (pl *planner) withTable(list []entry, own entry) []entry {
 
 // tellTables tells of the tables that are there.
 func (pl *planner) tellTables(effect []entry) {
+	asked := false // ours, before
 	for _, e := range effect {
+		asked = asked || e.ours
 		switch {
 		case e.ours:
 			pl.found("ruapost-tlspolicy is in %s", policyMaps)
+		case !asked && strings.HasPrefix(strings.TrimPrefix(e.text, "proxy:"), "static:"): // DATABASE_README
+			pl.note("Take it out, or behind ruapost's table.",
+				"%s has %s, which answers for all domains: what stands behind it, as ruapost-tlspolicy, is never asked", policyMaps, e.text)
 		case e.network == "":
 			pl.found("%s has %s, which is asked first and stays", policyMaps, e.text)
 		case pl.asked(e, policyTools):

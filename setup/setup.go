@@ -10,6 +10,7 @@ package setup
 import (
 	"context"
 	"slices"
+	"time"
 
 	"ruapost/check"
 	"ruapost/config"
@@ -68,7 +69,35 @@ func Propose(ctx context.Context, p *Postfix, cfg *config.Config, opts Options, 
 	}
 	host.Postfix = p.Dir
 	plan.probe(ctx, host)
+	plan.askResolver(ctx, host)
 	return plan, nil
+}
+
+// askLimit is how long DNS servers may take to show whether they validate.
+const askLimit = 5 * time.Second
+
+// askResolver tells if what is proposed for mail that goes out gives no DANE, as no DNS server
+// validates.
+func (plan *Plan) askResolver(ctx context.Context, host check.Host) {
+	proposed := slices.ContainsFunc(plan.Changes, func(c Change) bool { return c.Name == policyMaps || c.Name == "smtp_tls_security_level" })
+	if host.Ask == nil || !proposed {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	servers := host.Ask(ctx, plan.cfg.DNS.Servers)
+	answered := slices.ContainsFunc(servers, func(s check.Server) bool { return s.Answered })
+	validates := slices.ContainsFunc(servers, func(s check.Server) bool { return s.Answered && s.Authentic })
+	if validates {
+		return
+	}
+	what := "no DNS server of this host validates DNSSEC: there is no DANE, and dane means may"
+	if !answered {
+		what = "no DNS server of this host answers: whether one validates DNSSEC, as DANE needs it, is not known"
+	}
+	plan.Findings = append(plan.Findings, check.Finding{
+		Level: check.Warning, What: what, Mend: lines("Use one that validates, best on this host, in /etc/resolv.conf:", "nameserver 127.0.0.1"),
+	})
 }
 
 // propose is Propose without asking anybody.

@@ -1,12 +1,14 @@
 package setup
 
 import (
+	"context"
 	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 
+	"ruapost/check"
 	"ruapost/config"
 	"ruapost/postconf"
 )
@@ -302,6 +304,11 @@ func TestPropose(t *testing.T) {
 			replace: []string{"tlsrpt-reporter"},
 			differs: map[string]string{"smtp_tlsrpt_enable": old},
 		},
+		"a table that answers everything": {
+			mainCf:  map[string]string{"smtp_tls_policy_maps": "static:may, " + ourTable},
+			differs: map[string]string{"smtp_tls_policy_maps": old},
+			says:    []string{"warning: smtp_tls_policy_maps has static:may, which answers for all domains"},
+		},
 		"nothing to replace": {
 			replace: []string{"opendmarc", "tlspol"},
 			says:    []string{"fault: --replace opendmarc: there is no such thing", "fault: --replace tlspol: there is no such thing"},
@@ -385,6 +392,47 @@ func TestNames(t *testing.T) {
 				t.Errorf("report_domain = %s, authserv_id = %s, something to do: %v", lines["report_domain"], lines["milter.authserv_id"], plan.Waiting())
 			}
 		})
+	}
+}
+
+// Without a resolver that validates, what setup proposes gives no DANE.
+func TestAskResolver(t *testing.T) {
+	for name, tt := range map[string]struct {
+		servers []check.Server
+		says    string
+	}{
+		"validates":       {[]check.Server{{Address: "192.0.2.1:53"}, {Address: "127.0.0.1:53", Answered: true, Authentic: true}}, ""},
+		"does not":        {[]check.Server{{Address: "127.0.0.1:53", Answered: true}}, "validates DNSSEC: there is no DANE"},
+		"nobody is there": {[]check.Server{{Address: "127.0.0.1:53"}}, "answers"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			plan := &Plan{cfg: config.Default(), Changes: []Change{{File: MainCf, Name: policyMaps}}}
+			plan.askResolver(t.Context(), check.Host{Ask: func(context.Context, []string) []check.Server { return tt.servers }})
+			if tt.says == "" && len(plan.Findings) > 0 || tt.says != "" && (len(plan.Findings) != 1 || !strings.Contains(plan.Findings[0].What, tt.says)) {
+				t.Errorf("%+v", plan.Findings)
+			}
+		})
+	}
+}
+
+// What is not ours stays in a list, as it is written there.
+func TestWithout(t *testing.T) {
+	p := newPostfix(nil)
+	before := "inet:localhost:8891"
+	ours := p.added(&saved{Parameters: []savedValue{
+		{Name: policyMaps, After: ourTable}, {Name: "smtpd_milters", Before: &before, After: before + ", " + ourMilter},
+	}})
+	for list, want := range map[string]string{
+		ourTable:                    "",
+		"hash:/etc/tls " + ourTable: "hash:/etc/tls",
+		"inline:{{a.example=none, x=y}}, proxy:socketmap:unix:/var/spool/postfix/run/ruapost/policy.sock:QUERY, static:may": "inline:{{a.example=none, x=y}}, static:may",
+		before + " unix:run/ruapost/milter.sock, $mine":                                                                     before + ", $mine",
+		before + "   inet:localhost:8892":                                                                                   before + "   inet:localhost:8892",
+		"socketmap:unix:run/mta-sts/policy.sock:postfix":                                                                    "socketmap:unix:run/mta-sts/policy.sock:postfix",
+	} {
+		if got := p.without(list, ours); got != want {
+			t.Errorf("%q has become %q, not %q", list, got, want)
+		}
 	}
 }
 

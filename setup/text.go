@@ -3,6 +3,7 @@ package setup
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"ruapost"
@@ -59,8 +60,9 @@ func (plan *Plan) writeChanges(b *strings.Builder, file, path string) {
 	}
 }
 
-// Next returns what is to be done when the changes have been made.
-func (plan *Plan) Next() []string {
+// Next returns what is to be done when the changes have been made. again is the command that
+// makes those that had to wait.
+func (plan *Plan) Next(again string) []string {
 	var next []string
 	if keys := plan.ready(Toml); len(keys) > 0 {
 		for _, c := range keys {
@@ -72,6 +74,9 @@ func (plan *Plan) Next() []string {
 	}
 	if len(plan.ready(MainCf)) > 0 {
 		next = append(next, plan.postfix.Reload())
+	}
+	if slices.ContainsFunc(plan.Changes, func(c Change) bool { return c.Waits }) {
+		next = append(next, again+"     # again, when what TO DO says is done: something had to wait")
 	}
 	return append(next, "ruapost-tlspolicy check", "ruapost-reporter check")
 }
@@ -85,9 +90,16 @@ func (u *Undone) Write(w io.Writer) error {
 	for _, name := range u.Restored {
 		fmt.Fprintf(&b, "put back: %s\n", name)
 	}
+	for _, l := range u.Kept {
+		fmt.Fprintf(&b, "%s was changed since: what setup put in is not there any more, and the rest stays. It is %s\n", l.Name, l.What)
+	}
 	for _, l := range u.Left {
-		f := check.Finding{What: fmt.Sprintf("%s was changed since and stays: it is %s", l.Name, l.What), Mend: lines("", l.Mend)}
-		f.Write(&b, "TO DO", "to have it as it was")
+		what, do := l.Name+" was changed since and stays: it is "+l.What, "to have it as it was"
+		if l.Asks {
+			what, do = "Postfix still asks ruapost, and mail waits when its daemons stop: "+l.Name+" = "+l.What, "do"
+		}
+		f := check.Finding{What: what, Mend: lines("", l.Mend)}
+		f.Write(&b, "TO DO", do)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

@@ -112,7 +112,8 @@ each line with its reason. Other software that is there keeps working.
   --replace NAME  take the place of opendmarc, postfix-tlspol, mta-sts-resolver
                   or tlsrpt-reporter; several with commas between
   -postfix DIR    the Postfix whose main.cf is in DIR
-  -json           one JSON object: findings, changes; of --undo: restored, left
+  -json           one JSON object: findings, changes; of --undo: restored,
+                  kept, left
 
 The exit status is 1 if there is something to do that takes somebody who knows
 this host, and 0 if not.

@@ -17,7 +17,7 @@ import (
 	"ruapost/resolver"
 )
 
-func main() { daemon.Command(program, usage, "bounce", run) }
+func main() { daemon.Command(program, usage, "bounce", takesBack, run) }
 
 // tools is what the commands work with. Store and reporter are there in what needStore
 // returns.

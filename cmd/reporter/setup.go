@@ -26,6 +26,15 @@ type setupOptions struct {
 	replace             []string
 }
 
+// takesBack says whether the arguments are those of setup --undo. That has all it needs in
+// the file that --apply wrote, and is needed most when ruapost.toml has mistakes: the daemons
+// do not start then, and mail waits.
+func takesBack(args []string) bool {
+	return len(args) > 0 && args[0] == "setup" && slices.ContainsFunc(args[1:], func(arg string) bool {
+		return arg == "--undo" || arg == "-undo"
+	})
+}
+
 func setupCommand(args []string) (action, error) {
 	var o setupOptions
 	_, err := parse("setup", args, 0, 0, func(flags *flag.FlagSet) {
@@ -56,6 +65,11 @@ func (o *setupOptions) run(ctx context.Context, cfg *config.Config, w io.Writer)
 	if err != nil {
 		return err
 	}
+	if o.apply || o.undo {
+		if err := p.Writable(); err != nil {
+			return err
+		}
+	}
 	if o.undo {
 		return o.takeBack(ctx, p, w)
 	}
@@ -71,11 +85,7 @@ func (o *setupOptions) run(ctx context.Context, cfg *config.Config, w io.Writer)
 	if o.apply {
 		err = o.make(ctx, p, plan, w)
 	} else if !o.asJSON && len(plan.Changes) > 0 {
-		options := []string{"--apply"}
-		if o.replace != nil {
-			options = append(options, "--replace", postconf.Quote(strings.Join(o.replace, ",")))
-		}
-		_, err = fmt.Fprintf(w, "\nNothing has been changed. To have it done:\n    %s\n", o.command(options...))
+		_, err = fmt.Fprintf(w, "\nNothing has been changed. To have it done:\n    %s\n", o.applyCommand())
 	}
 	if o.asJSON {
 		err = errors.Join(err, writeJSON(w, plan))
@@ -99,18 +109,27 @@ func (o *setupOptions) make(ctx context.Context, p *setup.Postfix, plan *setup.P
 	if complaints != "" {
 		fmt.Fprintf(&b, "\npostfix check says:\n%s\n", complaints)
 	}
-	if made > 0 && err == nil {
-		fmt.Fprintf(&b, "\nThen:\n    %s\n", strings.Join(plan.Next(), "\n    "))
+	if err == nil && len(plan.Changes) > 0 {
+		fmt.Fprintf(&b, "\nThen:\n    %s\n", strings.Join(plan.Next(o.applyCommand()), "\n    "))
 	}
 	_, errWrite := io.WriteString(w, b.String())
 	return errors.Join(err, errWrite)
+}
+
+// applyCommand is the command line of --apply.
+func (o *setupOptions) applyCommand() string {
+	options := []string{"--apply"}
+	if o.replace != nil {
+		options = append(options, "--replace", postconf.Quote(strings.Join(o.replace, ",")))
+	}
+	return o.command(options...)
 }
 
 func (o *setupOptions) takeBack(ctx context.Context, p *setup.Postfix, w io.Writer) error {
 	undone, err := p.Undo(ctx)
 	if errors.Is(err, setup.ErrNothingToUndo) {
 		if o.asJSON {
-			return writeJSON(w, setup.Undone{Restored: []string{}, Left: []setup.Left{}})
+			return writeJSON(w, setup.Undone{Restored: []string{}, Kept: []setup.Left{}, Left: []setup.Left{}})
 		}
 		_, err = fmt.Fprintf(w, "%v.\n", err)
 		return err
@@ -121,8 +140,12 @@ func (o *setupOptions) takeBack(ctx context.Context, p *setup.Postfix, w io.Writ
 		err = errors.Join(err, writeJSON(w, undone))
 	} else {
 		err = errors.Join(err, undone.Write(w))
-		if len(undone.Restored) > 0 {
-			_, errWrite := fmt.Fprintf(w, "\nThen, as Postfix asks the daemons until then:\n    %s\n", p.Reload())
+		if len(undone.Restored)+len(undone.Kept) > 0 {
+			then := "Then, as Postfix asks the daemons until then:"
+			if undone.Asks() {
+				then = "Postfix goes on asking ruapost: let its daemons run. When TO DO is done:"
+			}
+			_, errWrite := fmt.Fprintf(w, "\n%s\n    %s\n", then, p.Reload())
 			err = errors.Join(err, errWrite)
 		}
 	}

@@ -229,7 +229,7 @@ func TestRemoveToldPostfix(t *testing.T) {
 		r.write("/etc/postfix/main.cf", mainCf)
 		r.run(append(dpkg, "-i", oldPackage)...)
 		said := r.run("dpkg", "-r", "ruapost")
-		for _, want := range []string{"MAIL WAITS", "smtp_tls_policy_maps = socketmap:unix:run/ruapost/policy.sock:QUERY", "postconf -c /etc/postfix -X smtp_tls_policy_maps", "postfix -c /etc/postfix reload"} {
+		for _, want := range []string{"MAIL WAITS", "smtp_tls_policy_maps = socketmap:unix:run/ruapost/policy.sock:QUERY", "Take the word that begins with \"socketmap:\"", "postfix -c /etc/postfix reload"} {
 			if !strings.Contains(said, want) {
 				t.Errorf("%q is missing in:\n%s", want, said)
 			}
@@ -238,6 +238,45 @@ func TestRemoveToldPostfix(t *testing.T) {
 			t.Errorf("main.cf was changed: %s", got)
 		}
 	})
+}
+
+// What setup wrote is taken back even if the configuration has a mistake: then, too, mail
+// would wait.
+func TestRemoveBrokenConfiguration(t *testing.T) {
+	r := newChroot(t, "bookworm")
+	r.write("/etc/postfix/main.cf", "compatibility_level = 3.6\n")
+	r.run(append(dpkg, "-i", oldPackage)...)
+	r.run("sh", "-c", "ruapost-reporter setup --apply || true")
+	const table = "socketmap:unix:run/ruapost/policy.sock:QUERY"
+	r.run("postconf", "-e", "smtp_tls_policy_maps = inline:{{other.example=none}}, "+table)
+	r.write("/etc/postfix/ruapost-setup.undo", strings.Replace(r.read("/etc/postfix/ruapost-setup.undo"), `"parameters": [`,
+		`"parameters": [{"name": "smtp_tls_policy_maps", "after": "`+table+`"},`, 1))
+	r.write("/etc/ruapost/ruapost.toml", "report_domian = \"receiver.example\"\n")
+	said := r.run("dpkg", "-r", "ruapost")
+	got := r.read("/etc/postfix/main.cf")
+	if strings.Contains(got, "ruapost") || !strings.Contains(got, "inline:{{other.example=none}}") || strings.Contains(said, "POSTFIX STILL ASKS") {
+		t.Errorf("main.cf is\n%s\nand the removal says:\n%s", got, said)
+	}
+}
+
+// Mail waits for the policy daemon alone. No command is offered that would take out what
+// others have in the same list.
+func TestRemoveToldOthers(t *testing.T) {
+	r := newChroot(t, "bookworm")
+	r.write("/etc/postfix/main.cf", "compatibility_level = 3.6\nsmtpd_milters = inet:localhost:8891, unix:run/ruapost/milter.sock\n"+
+		"transport_maps = regexp:/etc/postfix/ruapost_bounces\n")
+	r.run(append(dpkg, "-i", oldPackage)...)
+	said := r.run("dpkg", "-r", "ruapost")
+	for _, want := range []string{"default_action=accept is there, too:\n\nsmtpd_milters = ", "Bounces of reports wait in the queue:\n\ntransport_maps = ", "docs/bounces.md"} {
+		if !strings.Contains(said, want) {
+			t.Errorf("%q is missing in:\n%s", want, said)
+		}
+	}
+	for _, wrong := range []string{"MAIL WAITS", "postconf -c"} {
+		if strings.Contains(said, wrong) {
+			t.Errorf("it says %q:\n%s", wrong, said)
+		}
+	}
 }
 
 // Other instances of Postfix are left in peace, too: what setup wrote there is taken back, and
