@@ -1,6 +1,6 @@
 // Package check looks at a host as an administrator would who sets up ruapost beside
 // Postfix. For ruapost-tlspolicy these are Postfix's settings, the sockets between the
-// two and who may use them, and the DNS servers (TLSPolicy); for ruapost-reporter it is
+// two and who may use them, also the milter's, and the DNS servers (TLSPolicy); for ruapost-reporter it is
 // whether receivers take its reports: what the DNS says of the domain they come from, and
 // the key they are signed with (Reporter). For each fault it says how to mend it. It
 // changes nothing and does not open the store.
@@ -96,6 +96,10 @@ func TLSPolicy(ctx context.Context, cfg *config.Config, host Host) []Finding {
 	c := &checker{cfg: cfg, host: host}
 	if c.readPostfix(ctx); c.postfix != nil {
 		c.checkVersion()
+		c.checkMilter(ctx)
+	}
+	c.checkPolicySockets(ctx) // before what depends on it that somebody answers
+	if c.postfix != nil {
 		c.checkSecurityLevel()
 		c.checkPolicyMaps()
 		c.checkDNSSupport()
@@ -105,7 +109,6 @@ func TLSPolicy(ctx context.Context, cfg *config.Config, host Host) []Finding {
 		c.checkTLSRPT()
 		c.checkRelay()
 	}
-	c.checkPolicySockets(ctx)
 	c.checkEventSocket()
 	c.checkQueueLength()
 	c.checkMaillog()
@@ -122,11 +125,13 @@ func Deferrals(ctx context.Context, cfg *config.Config, host Host) []Finding {
 	return faults(ctx, cfg, host, func(ctx context.Context, c *checker) {
 		if c.readPostfix(ctx); c.postfix != nil {
 			c.checkVersion()
+		}
+		c.surely(func() { c.checkPolicySockets(ctx) })
+		if c.postfix != nil {
 			c.checkPolicyMaps()
 			c.checkDNSSupport()
 			c.checkAuthorities()
 		}
-		c.surely(func() { c.checkPolicySockets(ctx) })
 		c.checkPostfixResolver(ctx)
 	})
 }
@@ -185,6 +190,7 @@ type checker struct {
 	cfg      *config.Config
 	host     Host
 	postfix  *postfix // nil if there is none, or nothing is known of it
+	answered bool     // by ruapost-tlspolicy, at one of its sockets
 	findings []Finding
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"os"
@@ -29,10 +30,13 @@ type world struct {
 	host     Host
 	settings map[string]string
 	override map[string]string
-	chroot   string // the column of master.cf, as postconf prints it
-	stderr   string // what postconf complains of
-	reply    socketmap.Reply
-	servers  map[string]Server
+	// overrides are those of other services, with their names.
+	overrides map[string]string
+	masterCf  string // the columns of other services
+	chroot    string // the column of master.cf, as postconf prints it
+	stderr    string // what postconf complains of
+	reply     socketmap.Reply
+	servers   map[string]Server
 }
 
 func newWorld(t *testing.T) *world {
@@ -45,7 +49,8 @@ func newWorld(t *testing.T) *world {
 	queue := filepath.Join(dir, "queue")
 	w := &world{
 		t: t, dir: dir, queue: queue, sockets: filepath.Join(queue, "run/ruapost"),
-		chroot: service + "/chroot = y\n",
+		chroot:   service + "/chroot = y\n",
+		masterCf: "smtp/inet/chroot = y\nsmtp/inet/command = smtpd\nsubmission/inet/command = smtpd -o x=y\n",
 		settings: map[string]string{
 			"compatibility_level":              "3.9",
 			"daemon_directory":                 dir,
@@ -67,6 +72,7 @@ func newWorld(t *testing.T) *world {
 			"smtp_tls_security_level":          "dane",
 			"smtp_tlsrpt_enable":               "yes",
 			"smtp_tlsrpt_socket_name":          "run/ruapost/tlsrpt.sock",
+			"smtpd_milters":                    "inet:127.0.0.1:8891, { unix:run/ruapost/milter.sock, default_action=accept }",
 			"tls_required_enable":              "yes",
 		},
 		override: map[string]string{},
@@ -91,6 +97,7 @@ func newWorld(t *testing.T) *world {
 	w.cfg.Store.Path = filepath.Join(dir, "ruapost.db")
 	w.cfg.TLSPolicy.Listen = []config.Listen{{Network: "unix", Address: filepath.Join(w.sockets, "policy.sock")}}
 	w.cfg.TLSPolicy.TLSRPT = config.Listen{Network: "unix", Address: filepath.Join(w.sockets, "tlsrpt.sock")}
+	w.cfg.Milter.Listen = []config.Listen{{Network: "unix", Address: filepath.Join(w.sockets, "milter.sock")}}
 	w.host = Host{
 		Postconf:    filepath.Join(dir, "postconf"),
 		ResolvConf:  filepath.Join(dir, "resolv.conf"),
@@ -108,6 +115,7 @@ func newWorld(t *testing.T) *world {
 		},
 	}
 	w.listen("policy.sock")
+	w.listenMilter("milter.sock")
 	w.listenEvents("tlsrpt.sock")
 	return w
 }
@@ -151,6 +159,30 @@ func (w *world) serve(l net.Listener) {
 	}
 }
 
+// listenMilter agrees to what is offered to a milter.
+func (w *world) listenMilter(name string) {
+	w.t.Helper()
+	l, err := net.Listen("unix", filepath.Join(w.sockets, name))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { l.Close() })
+	w.mode(l.Addr().String(), 0o666)
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			offer := make([]byte, 17)
+			if _, err := io.ReadFull(conn, offer); err == nil {
+				conn.Write(offer)
+			}
+			conn.Close()
+		}
+	}()
+}
+
 func (w *world) listenEvents(name string) {
 	w.t.Helper()
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(w.sockets, name), Net: "unixgram"})
@@ -172,12 +204,12 @@ func (w *world) postconf() {
 		return b.String()
 	}
 	w.write("main", lines(w.settings, ""))
-	w.write("override", lines(w.override, service+"/"))
-	w.write("columns", w.chroot)
+	w.write("override", lines(w.override, service+"/")+lines(w.overrides, ""))
+	w.write("columns", w.chroot+w.masterCf)
 	w.write("stderr", w.stderr)
 	w.write("postconf", "#!/bin/sh\ncase \"$*\" in\n"+
-		"'-x -P smtp/unix') exec cat '"+w.path("override")+"' ;;\n"+
-		"'-F smtp/unix/chroot') exec cat '"+w.path("columns")+"' ;;\n"+
+		"'-x -P') exec cat '"+w.path("override")+"' ;;\n"+
+		"-F) exec cat '"+w.path("columns")+"' ;;\n"+
 		"'-x compatibility_level '*) cat '"+w.path("stderr")+"' >&2; exec cat '"+w.path("main")+"' ;;\n"+
 		"esac\nexit 1\n")
 	w.mode(w.path("postconf"), 0o755)
@@ -383,6 +415,7 @@ func TestReportTesting(t *testing.T) {
 func TestFreshPostfix(t *testing.T) {
 	for file, want := range map[string][]string{
 		"postfix-3.7.txt": {
+			"fault: smtpd_milters",
 			"fault: smtp_tls_policy_maps",
 			"fault: smtp_dns_support_level",
 			"warning: smtp_tls_dane_insecure_mx_policy = may",
@@ -391,6 +424,7 @@ func TestFreshPostfix(t *testing.T) {
 			"warning: Postfix 3.7.11 tells how TLS went in its log only",
 		},
 		"postfix-3.10.txt": {
+			"fault: smtpd_milters",
 			`fault: smtp_tls_security_level is ""`,
 			"fault: smtp_tls_policy_maps",
 			"fault: smtp_dns_support_level",

@@ -1,9 +1,13 @@
 package check
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
+	"errors"
+	"io/fs"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -34,6 +38,10 @@ func AskServers(ctx context.Context, servers []string) []Server {
 func (c *checker) checkResolver(ctx context.Context) {
 	if c.host.Ask == nil {
 		return
+	}
+	file := cmp.Or(c.host.ResolvConf, "/etc/resolv.conf")
+	if _, err := os.Stat(file); len(c.cfg.DNS.Servers) == 0 && errors.Is(err, fs.ErrNotExist) {
+		c.warn("Name the DNS servers there, or in dns.servers in ruapost.toml.", "there is no %s: the DNS server is looked for on this host", file)
 	}
 	servers := c.host.Ask(ctx, c.cfg.DNS.Servers)
 	answered := slices.ContainsFunc(servers, func(s Server) bool { return s.Answered })
@@ -83,10 +91,7 @@ func (c *checker) checkPostfixResolver(ctx context.Context) {
 // postfixResolvConf returns the file that names the DNS servers of smtp(8), and its
 // text. It is a copy in the chroot if that names others than the host's.
 func (c *checker) postfixResolvConf() (file, text string, copied bool) {
-	file = c.host.ResolvConf
-	if file == "" {
-		file = "/etc/resolv.conf"
-	}
+	file = cmp.Or(c.host.ResolvConf, "/etc/resolv.conf")
 	outside, _ := postconf.ReadFile(file) // without it the server is on this host
 	jail := filepath.Join(c.postfix.queue, "etc/resolv.conf")
 	inside, err := postconf.ReadFile(jail)

@@ -54,6 +54,11 @@ func TestResolver(t *testing.T) {
 			w.write("queue/etc/resolv.conf", "nameserver 192.0.2.53\n")
 			w.chroot = service + "/chroot = n\n"
 		}, nil},
+		"no resolv.conf": {func(w *world) { w.remove(w.path("resolv.conf")) }, []string{"warning: there is no DIR/resolv.conf: the DNS server is looked for on this host"}},
+		"no resolv.conf, but dns.servers": {func(w *world) {
+			w.remove(w.path("resolv.conf"))
+			w.cfg.DNS.Servers = []string{"127.0.0.1:53"}
+		}, nil},
 		"no copy in the chroot": {func(w *world) {
 			if err := os.Remove(w.path("queue/etc/resolv.conf")); err != nil {
 				w.t.Fatal(err)

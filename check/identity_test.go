@@ -40,6 +40,7 @@ func newReporterWorld(t *testing.T) *reporterWorld {
 		"myhostname": "mail.example.org", "recipient_delimiter": "-+", "relayhost": "",
 		"transport_maps": "hash:/etc/postfix/transport, regexp:/etc/postfix/ruapost_bounces",
 	}}}
+	w.masterCf = "ruapost-bounce/unix/command = pipe flags=ORX user=ruapost:ruapost argv=/bin/sh bounce -- ${recipient}"
 	for _, d := range []string{"outbox", "bounces/new", "bounces/cur", "bounces/tmp"} {
 		if err := os.MkdirAll(w.path(d), 0o755); err != nil {
 			t.Fatal(err)
@@ -107,7 +108,7 @@ func (w *reporterWorld) replace(name string, texts ...string) {
 // look runs the checks and says what they found.
 func (w *reporterWorld) look() []Finding {
 	w.t.Helper()
-	text := "#!/bin/sh\n[ \"$1\" = -x ] && cat <<'END'\n"
+	text := "#!/bin/sh\n[ \"$1\" = -F ] && exec echo '" + w.masterCf + "'\n[ \"$1\" = -x ] && cat <<'END'\n"
 	for name, value := range w.settings {
 		text += name + " = " + value + "\n"
 	}
@@ -312,6 +313,17 @@ func TestReporterFaults(t *testing.T) {
 		"bounces are refused": {func(w *reporterWorld) {
 			w.settings["transport_maps"], w.settings["recipient_delimiter"] = "", "-"
 		}, []string{`fault: bounces are refused: ... and recipient_delimiter is "-", without reporter.bounce_delimiter, + => See docs/bounces.md.`}},
+		// They would wait in the queue for days.
+		"no service for bounces": {func(w *reporterWorld) { w.masterCf = "smtp/unix/command = smtp" }, []string{
+			"fault: transport_maps has ruapost-bounce: for bounces, and master.cf has no such service",
+		}},
+		"no program for bounces": {func(w *reporterWorld) {
+			w.masterCf = "ruapost-bounce/unix/command = pipe flags=ORX argv=/nonexistent/reporter bounce argv=/bin/sh"
+		}, []string{"fault: the service ruapost-bounce in master.cf, ... /nonexistent/reporter ... no such file"}},
+		"bounces go to another host": {func(w *reporterWorld) {
+			w.write("postmap", "#!/bin/sh\necho smtp:mx.example.org\n")
+			w.masterCf = "smtp/unix/command = smtp"
+		}, nil},
 		"a delimiter is not needed": {func(w *reporterWorld) { w.settings["recipient_delimiter"] = "" }, nil},
 		"no Postfix": {func(w *reporterWorld) {
 			w.host.Postconf = w.path("none")

@@ -102,6 +102,9 @@ func (s *sender) checkDelimiter() {
 	case !ok:
 		s.warn("", "whether the mail server knows reporter.bounce_delimiter, %s, cannot be told: Postfix is not here", delimiter)
 	case transport != "":
+		if !s.checkTransport(transport) {
+			return
+		}
 		s.ok("bounces such as to %s go to the transport %s", address, transport)
 	case !strings.Contains(known, delimiter): // postconf(5): each of its characters is one
 		s.fault("See docs/bounces.md.",
@@ -128,4 +131,44 @@ func (s *sender) transport(tables, address string) string {
 		}
 	}
 	return ""
+}
+
+// checkTransport looks whether master.cf has the service that a transport names, and this
+// host the program that it runs. It tells if not, and says whether they are there.
+func (s *sender) checkTransport(transport string) bool {
+	const deferred = "bounces of reports wait in the queue"
+	name, _, _ := strings.Cut(transport, ":")
+	program, err := postconf.Find(s.host.Postconf)
+	if err != nil || name == "" {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), postconfLimit)
+	defer cancel()
+	text, _, err := postconf.Run(ctx, program, postconf.Args(s.host.Postfix, "-F")...)
+	if err != nil {
+		s.warn("", "the service %s, to which bounces go, cannot be looked at: %v", name, err)
+		return false
+	}
+	services := postconf.Assignments(text)
+	command, ok := services[name+"/unix/command"]
+	if _, network := services[name+"/inet/command"]; !ok && !network {
+		s.fault("See docs/bounces.md.", "transport_maps has %s for bounces, and master.cf has no such service: %s", transport, deferred)
+		return false
+	}
+	words := strings.Fields(command)
+	for i, word := range words {
+		argv, ok := strings.CutPrefix(word, "argv=")
+		if !ok || words[0] != "pipe" {
+			continue
+		}
+		if argv == "" && i+1 < len(words) {
+			argv = words[i+1]
+		}
+		if _, err := exec.LookPath(argv); err != nil {
+			s.fault("Correct argv in master.cf; see docs/bounces.md.", "the service %s in master.cf, to which bounces go, cannot run its program: %v: %s", name, err, deferred)
+			return false
+		}
+		break // the rest are its arguments
+	}
+	return true
 }

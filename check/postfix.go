@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"ruapost/postconf"
@@ -22,6 +23,7 @@ var parameters = []string{
 	"mail_owner",
 	"mail_version",
 	"queue_directory",
+	"receive_override_options",
 	"relayhost",
 	"smtp_dns_resolver_options",
 	"smtp_dns_support_level",
@@ -35,6 +37,8 @@ var parameters = []string{
 	"smtp_tls_security_level",
 	"smtp_tlsrpt_enable",
 	"smtp_tlsrpt_socket_name",
+	"smtpd_milters",
+	"smtpd_proxy_filter",
 	"tls_required_enable",
 }
 
@@ -47,6 +51,7 @@ type postfix struct {
 	dir      string // of main.cf and master.cf; empty if it is the default one
 	queue    string // the queue directory
 	chroot   bool   // smtp(8) is locked in there
+	servers  []server
 	user     *account
 }
 
@@ -65,8 +70,8 @@ func (c *checker) readPostfix(ctx context.Context) {
 		c.fault("See what Postfix itself says:\n    postfix check", "postconf fails: %v", err)
 		return
 	}
-	override, _, errOverride := postconf.Run(ctx, program, postconf.Args(c.host.Postfix, "-x", "-P", service)...)
-	columns, _, errColumns := postconf.Run(ctx, program, postconf.Args(c.host.Postfix, "-F", service+"/chroot")...)
+	override, _, errOverride := postconf.Run(ctx, program, postconf.Args(c.host.Postfix, "-x", "-P")...)
+	columns, _, errColumns := postconf.Run(ctx, program, postconf.Args(c.host.Postfix, "-F")...)
 	if err := errors.Join(errOverride, errColumns); err != nil {
 		c.fault("See what Postfix itself says:\n    postfix check", "master.cf cannot be read: %v", err)
 		return
@@ -85,14 +90,17 @@ func (c *checker) newPostfix(settings, override, columns map[string]string) *pos
 	}
 	maps.Copy(p.settings, c.host.Planned)
 	for name, value := range override {
-		name = strings.TrimPrefix(name, service+"/")
-		p.settings[name], p.override[name] = value, value
+		if name, ok := strings.CutPrefix(name, service+"/"); ok {
+			p.override[name] = value
+		}
 	}
 	if chroot, ok := columns[service+"/chroot"]; ok {
 		p.chroot = postconf.Chroot(chroot, settings["compatibility_level"])
 	} else {
 		c.warn("", "there is no service %s in master.cf: what is said here of smtp(8) is what main.cf says", service)
 	}
+	c.readServers(p, override, columns)
+	maps.Copy(p.settings, p.override)
 	var err error
 	if p.user, err = lookupAccount(settings["mail_owner"]); err != nil {
 		c.warn("", "whether Postfix may use the sockets cannot be told: %v", err)
@@ -134,4 +142,12 @@ func (p *postfix) reached(name string, chroot bool) string {
 // false if it cannot, because the file is outside its chroot.
 func (p *postfix) spelling(file string) (name string, ok bool) {
 	return postconf.Spelling(p.queue, file, p.chroot)
+}
+
+// clientJailed says whether smtp(8) is in a chroot.
+func (p *postfix) clientJailed() bool { return p != nil && p.chroot }
+
+// serverJailed says whether a smtpd(8) is in a chroot.
+func (p *postfix) serverJailed() bool {
+	return p != nil && slices.ContainsFunc(p.servers, func(s server) bool { return s.chroot })
 }

@@ -65,6 +65,9 @@ func (c *checker) checkSecurityLevel() {
 // (dane_init in its smtp_tls_policy.c).
 func (c *checker) checkDNSSupport() {
 	p := c.postfix
+	if c.relayed() {
+		return
+	}
 	const deferred = "mail to domains with DANE is deferred"
 	fine := true
 	need := func(good bool, name, value string) {
@@ -103,6 +106,9 @@ func (c *checker) checkDANE() {
 // CApath as it needs them.
 func (c *checker) checkAuthorities() {
 	p := c.postfix
+	if c.relayed() {
+		return
+	}
 	file, dir := p.settings["smtp_tls_CAfile"], p.settings["smtp_tls_CApath"]
 	mend := p.set("With the package ca-certificates of Debian:", "smtp_tls_CAfile", "/etc/ssl/certs/ca-certificates.crt")
 	if file == "" && dir == "" {
@@ -172,6 +178,9 @@ func (c *checker) checkLogLevel() {
 // checkTLSRPT looks whether Postfix tells how TLS went, and tells it to the daemon.
 func (c *checker) checkTLSRPT() {
 	p := c.postfix
+	if c.relayed() {
+		return
+	}
 	socket := c.cfg.TLSPolicy.TLSRPT.Address
 	enabled := p.is("smtp_tlsrpt_enable", "yes")
 	switch {

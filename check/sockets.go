@@ -35,13 +35,17 @@ const (
 
 // checkPolicySockets asks the daemon as Postfix does.
 func (c *checker) checkPolicySockets(ctx context.Context) {
+	if c.postfix != nil && c.relayed() {
+		return
+	}
 	for _, l := range c.cfg.TLSPolicy.Listen {
 		what := "policy socket " + l.Address
-		if l.Network == "unix" && !c.checkSocketFile(what, l.Address, "ruapost-policy.socket") {
+		if l.Network == "unix" && !c.checkSocketFile(what, l.Address, "ruapost-policy.socket", c.postfix.clientJailed()) {
 			continue
 		}
 		took, err := ask(ctx, l)
 		if c.connected(what, startMend, err) {
+			c.answered = true
 			c.ok("%s: the daemon answers within %v", what, took.Round(time.Millisecond/10))
 		}
 	}
@@ -72,7 +76,7 @@ func ask(ctx context.Context, l config.Listen) (time.Duration, error) {
 func (c *checker) checkEventSocket() {
 	path := c.cfg.TLSPolicy.TLSRPT.Address
 	what := "TLSRPT socket " + path
-	if !c.expectEvents() || !c.checkSocketFile(what, path, "ruapost-tlsrpt.socket") {
+	if !c.expectEvents() || !c.checkSocketFile(what, path, "ruapost-tlsrpt.socket", c.postfix.clientJailed()) {
 		return
 	}
 	conn, err := net.Dial("unixgram", path)
@@ -84,14 +88,14 @@ func (c *checker) checkEventSocket() {
 
 // expectEvents says whether Postfix is to tell the daemon how TLS went.
 func (c *checker) expectEvents() bool {
-	return c.cfg.TLSPolicy.TLSRPT.Network != "" && (c.postfix == nil || !c.postfix.version.Before(3, 10, 0))
+	return c.cfg.TLSPolicy.TLSRPT.Network != "" && (c.postfix == nil || !c.postfix.version.Before(3, 10, 0) && !c.relayed())
 }
 
 // checkMilterSockets looks whether somebody listens for smtpd(8).
 func (c *checker) checkMilterSockets(ctx context.Context) {
 	for _, l := range c.cfg.Milter.Listen {
 		what := "milter socket " + l.Address
-		if l.Network == "unix" && !c.checkSocketFile(what, l.Address, "ruapost-milter.socket") {
+		if l.Network == "unix" && !c.checkSocketFile(what, l.Address, "ruapost-milter.socket", c.postfix.serverJailed()) {
 			continue
 		}
 		conn, err := new(net.Dialer).DialContext(ctx, l.Network, l.Address)
@@ -124,8 +128,8 @@ func (c *checker) connected(what, start string, err error) bool {
 }
 
 // checkSocketFile says whether there is a socket at path that can be tried, and tells
-// if Postfix may not use it.
-func (c *checker) checkSocketFile(what, path, unit string) bool {
+// if Postfix, from its chroot if it is in one, may not use it.
+func (c *checker) checkSocketFile(what, path, unit string, chroot bool) bool {
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
@@ -142,23 +146,23 @@ func (c *checker) checkSocketFile(what, path, unit string) bool {
 		return false
 	}
 	if c.postfix != nil && c.postfix.user != nil {
-		c.checkAccess(what, path, unit)
+		c.checkAccess(what, path, unit, chroot)
 	}
 	return true
 }
 
 // checkAccess looks whether Postfix's user can pass all folders on the way to a socket
 // and write to it, as connect(2) demands.
-func (c *checker) checkAccess(what, path, unit string) {
+func (c *checker) checkAccess(what, path, unit string, chroot bool) {
 	p := c.postfix
 	target, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		c.warn(rootMend, "%s: whether Postfix may use it cannot be told: %v", what, err)
 		return
 	}
-	from, ok := c.entrance(path, target)
+	from, ok := c.entrance(path, target, chroot)
 	if !ok {
-		c.fault("Make a folder of the link.", "%s: a symbolic link leads to %s, outside the chroot of smtp(8)", what, target)
+		c.fault("Make a folder of the link.", "%s: a symbolic link leads to %s, outside the chroot of Postfix", what, target)
 		return
 	}
 	for _, step := range way(from, target) {
@@ -184,10 +188,10 @@ func (c *checker) checkAccess(what, path, unit string) {
 	c.ok("%s: user %s may write to it", what, p.user.name)
 }
 
-// entrance returns the folder from which smtp(8) sets out for a path that leads to
+// entrance returns the folder from which Postfix sets out for a path that leads to
 // target: the queue directory, where it is from its start, if the way is through that.
-// ok is false if a link on the way leads out of its chroot.
-func (c *checker) entrance(path, target string) (from string, ok bool) {
+// ok is false if a link on the way leads out of the chroot that it is in.
+func (c *checker) entrance(path, target string, chroot bool) (from string, ok bool) {
 	p := c.postfix
 	queue, err := filepath.EvalSymlinks(p.queue)
 	if err != nil {
@@ -197,7 +201,7 @@ func (c *checker) entrance(path, target string) (from string, ok bool) {
 		return queue, true
 	}
 	_, looksInside := postconf.Below(p.queue, path)
-	return "/", !looksInside || !p.chroot
+	return "/", !looksInside || !chroot
 }
 
 // way returns the folders from one to a file, and the file.

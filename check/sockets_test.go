@@ -13,8 +13,6 @@ import (
 	"time"
 
 	"ruapost/socketmap"
-
-	"ruapost/config"
 )
 
 func TestSockets(t *testing.T) {
@@ -33,7 +31,7 @@ func TestSockets(t *testing.T) {
 			if err := os.RemoveAll(filepath.Dir(policy)); err != nil {
 				w.t.Fatal(err)
 			}
-		}, []string{"fault: policy socket ... there is none", "fault: TLSRPT socket ... there is none"}},
+		}, []string{"fault: milter socket ... there is none", "fault: policy socket ... there is none", "fault: TLSRPT socket ... there is none"}},
 		"left behind": {func(w *world, policy, events string) {
 			w.leave("unix", policy)
 			w.leave("unixgram", events)
@@ -55,6 +53,7 @@ func TestSockets(t *testing.T) {
 		"folder that Postfix may not enter": {func(w *world, policy, _ string) {
 			w.mode(filepath.Dir(policy), 0o700)
 		}, []string{
+			"fault: milter socket ... user nobody may not enter DIR/queue/run/ruapost",
 			"fault: policy socket ... user nobody may not enter DIR/queue/run/ruapost ( ... mode 0700) => ... chmod o+x DIR/queue/run/ruapost",
 			"fault: TLSRPT socket ... user nobody may not enter DIR/queue/run/ruapost",
 		}},
@@ -65,9 +64,9 @@ func TestSockets(t *testing.T) {
 			if err := errors.Join(os.Rename(filepath.Dir(policy), w.path("away")), os.Symlink(w.path("away"), filepath.Dir(policy))); err != nil {
 				w.t.Fatal(err)
 			}
-		}, []string{"fault: policy socket ... a symbolic link leads to DIR/away/policy.sock, outside the chroot", "fault: TLSRPT socket ... a symbolic link"}},
+		}, []string{"fault: milter socket ... a symbolic link", "fault: policy socket ... a symbolic link leads to DIR/away/policy.sock, outside the chroot", "fault: TLSRPT socket ... a symbolic link"}},
 		"link to elsewhere, no chroot": {func(w *world, policy, _ string) {
-			w.chroot = service + "/chroot = n\n"
+			w.chroot, w.masterCf = service+"/chroot = n\n", "smtp/inet/chroot = n\nsmtp/inet/command = smtpd\n"
 			w.mode(w.dir, 0o755)
 			if err := errors.Join(os.Rename(filepath.Dir(policy), w.path("away")), os.Symlink(w.path("away"), filepath.Dir(policy))); err != nil {
 				w.t.Fatal(err)
@@ -154,7 +153,7 @@ func unprivileged(f func()) {
 	<-done
 }
 
-// What cannot be seen without root is neither fine nor a fault.
+// What cannot be seen without root is neither fine nor a fault, and not absent.
 func TestUnprivileged(t *testing.T) {
 	w := newWorld(t)
 	w.mode(w.dir, 0o755)
@@ -173,11 +172,12 @@ func TestUnprivileged(t *testing.T) {
 		return findings
 	}
 	others := []string{
+		"warning: policy socket ... as root",
 		"warning: smtp_tls_CAfile cannot be read as this user",
 		"warning: whether Postfix is built with TLSRPT cannot be told: ... permission denied",
 	}
 	store := "fault: the store's folder DIR/store: user ... may not write to it"
-	w.expect(look(), append(others, "warning: policy socket ... may not connect to it ... as root", "warning: TLSRPT socket ... may not connect to it", store)...)
+	w.expect(look(), append(others, "warning: TLSRPT socket ... may not connect to it", store)...)
 
 	w.mode(w.path("store"), 0o777)
 	w.write("store/ruapost.db", "")
@@ -185,7 +185,7 @@ func TestUnprivileged(t *testing.T) {
 	store = "fault: DIR/store/ruapost.db: user ... may not write to it"
 	w.mode(w.sockets, 0)
 	defer w.mode(w.sockets, 0o755)
-	w.expect(look(), append(others, "warning: policy socket ... cannot see it ... as root", "warning: TLSRPT socket ... cannot see it", store)...)
+	w.expect(look(), append(append([]string{"warning: milter socket ... cannot see it ... as root"}, others...), "warning: TLSRPT socket ... cannot see it", store)...)
 }
 
 // path_resolution(7): the first class that a user is in decides, even if another one
@@ -247,8 +247,6 @@ func TestDeferrals(t *testing.T) {
 	for _, name := range []string{"smtp_tls_policy_maps", "smtp_dns_support_level", "smtp_tls_CAfile", "smtp_tls_security_level"} {
 		w.settings[name] = ""
 	}
-	w.listen("milter.sock")
-	w.cfg.Milter.Listen = []config.Listen{{Network: "unix", Address: filepath.Join(w.sockets, "milter.sock")}}
 	deferrals := func() []Finding { w.postconf(); return Deferrals(t.Context(), w.cfg, w.host) }
 	if len(deferrals()) == 0 {
 		t.Error("main.cf as it is does not ask the daemon, and has no authorities")

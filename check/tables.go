@@ -38,7 +38,7 @@ func (c *checker) checkPolicyMaps() {
 				m.Address, seen.Address)
 		}
 	}
-	if !asked {
+	if !asked && p.settings["relayhost"] == "" {
 		c.fault(c.tableMend(""), "smtp_tls_policy_maps is %q: Postfix does not ask ruapost-tlspolicy, there is no MTA-STS", value)
 	}
 }
@@ -63,10 +63,16 @@ func (c *checker) checkTable(m postconf.Socketmap) {
 	}
 }
 
+// tableLater is what to do with the tables as long as nobody answers: mail would be deferred.
+const tableLater = "When the daemon answers at its socket:\n    ruapost-reporter setup --apply"
+
 // tableMend returns how to have the right table in the place of a wrong one, or after
 // all others if that is empty.
 func (c *checker) tableMend(wrong string) string {
 	const name = "smtp_tls_policy_maps"
+	if !c.answered {
+		return tableLater
+	}
 	p := c.postfix
 	table, move := c.rightTable()
 	list := postconf.Items(p.settings[name])

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestWrite(t *testing.T) {
@@ -56,4 +58,47 @@ func TestStore(t *testing.T) {
 	if _, err := os.Stat(w.cfg.Store.Path); !os.IsNotExist(err) {
 		t.Errorf("the store was made: %v", err)
 	}
+}
+
+func TestFull(t *testing.T) {
+	for _, tt := range []struct {
+		st   unix.Statfs_t
+		want bool
+	}{
+		{unix.Statfs_t{Bsize: 4096, Blocks: 1 << 20, Bavail: 1 << 19, Files: 1000, Ffree: 500}, false},
+		{unix.Statfs_t{Bsize: 4096, Blocks: 1 << 20, Bavail: 10, Files: 1000, Ffree: 500}, true},
+		{unix.Statfs_t{Bsize: 4096, Blocks: 1 << 20, Bavail: 1 << 19, Files: 1000, Ffree: 1}, true},
+		{unix.Statfs_t{Bsize: 4096, Blocks: 1 << 20, Bavail: 1 << 19}, false}, // btrfs counts no files
+	} {
+		if got := full(&tt.st); got != tt.want {
+			t.Errorf("%+v: %v", tt.st, got)
+		}
+	}
+}
+
+// Only a folder that is all ruapost's is given away with what is in it.
+func TestOwnerMend(t *testing.T) {
+	for _, tt := range []struct{ dir, file, want string }{
+		{"/var/lib/ruapost", "/var/lib/ruapost/ruapost.db", "    chown -R ruapost: /var/lib/ruapost\n    chmod ug+rw /var/lib/ruapost/ruapost.db"},
+		{"/var/lib/ruapost/outbox", "/var/lib/ruapost/outbox", "    chown -R ruapost: /var/lib/ruapost\n    chmod ug+rw /var/lib/ruapost/outbox"},
+		{"/var/lib", "/var/lib/ruapost.db", "    chown ruapost: /var/lib/ruapost.db\n    chmod ug+rw /var/lib/ruapost.db"},
+	} {
+		if got := ownerMend(tt.dir, tt.file); got != tt.want {
+			t.Errorf("%s: %q; want %q", tt.file, got, tt.want)
+		}
+	}
+}
+
+// What a user may not look at is not absent.
+func TestStoreUnseen(t *testing.T) {
+	w := newWorld(t)
+	w.mode(w.dir, 0o755)
+	if err := os.MkdirAll(w.path("shut/outbox"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w.mode(w.path("shut"), 0)
+	defer w.mode(w.path("shut"), 0o700)
+	c := &checker{cfg: w.cfg}
+	unprivileged(func() { c.checkFolder("the outbox", w.path("shut/outbox"), "no report can be composed") })
+	w.expect(c.findings, "warning: the outbox DIR/shut/outbox cannot be looked at by user ... => Run this as root.")
 }
