@@ -56,9 +56,9 @@ cannot wait. A running daemon notices that within ` + purgeTime + `, and fetches
 the policy again when mail goes there.
 
 Example: ruapost-tlspolicy purge example.com`},
-	"check": {"check", `Look at Postfix's configuration, the sockets, the resolver and the certificates
-on this host, and say how to mend what is not as it should be. Nothing is
-changed. The exit status is 1 if there are faults.
+	"check": {"check", `Look at Postfix's configuration, the milter, the sockets, the resolver and the
+certificates on this host, and say how to mend what is not as it should be.
+Nothing is changed. The exit status is 1 if there are faults.
 
 Example: ruapost-tlspolicy check`},
 }
