@@ -112,7 +112,7 @@ type historyLine struct {
 func historyLines(entries []Entry) (lines []historyLine) {
 	for _, e := range entries {
 		add := func(tried time.Time, last, outcome, recipient, note string) {
-			cells := []string{last, string(e.Kind), e.Domain, day(e.Window), strconv.FormatInt(e.Count, 10), outcome, recipient, e.shortID()}
+			cells := []string{last, string(e.Kind), e.Domain, FormatWindow(e.Window), strconv.FormatInt(e.Count, 10), outcome, recipient, e.shortID()}
 			lines = append(lines, historyLine{tried, cells, note})
 		}
 		for _, rc := range e.Recipients {

@@ -114,7 +114,7 @@ func writeList(w io.Writer, entries []Entry, leftOut int, counts map[string]uint
 	var t table
 	t.add("KIND", "DOMAIN", "DAY (UTC)", "COUNT", "STATE", "RESULTS", "REPORT-ID")
 	for _, e := range entries {
-		t.add(string(e.Kind), e.Domain, day(e.Window), strconv.FormatInt(e.Count, 10), e.stateText(), e.Results.text(e.Kind), cmp.Or(e.shortID(), "-"))
+		t.add(string(e.Kind), e.Domain, FormatWindow(e.Window), strconv.FormatInt(e.Count, 10), e.stateText(), e.Results.text(e.Kind), cmp.Or(e.shortID(), "-"))
 		for _, rc := range e.Recipients {
 			if rc.Error != "" {
 				t.note(rc.Address + ": " + recipientState(&rc))
@@ -271,8 +271,8 @@ func total(groups []ruapost.Group) (n int64) {
 	return n
 }
 
-// day is a window for a terminal: the day, or the hours of it.
-func day(w ruapost.Window) string {
+// FormatWindow writes a window for people: the day, or the hours of it, in UTC.
+func FormatWindow(w ruapost.Window) string {
 	start, end := w.Start.UTC(), w.End.UTC()
 	if w == ruapost.Day(start) {
 		return start.Format(time.DateOnly)

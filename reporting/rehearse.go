@@ -77,7 +77,7 @@ func (r *Reporter) dryWaiting(ctx context.Context, w io.Writer, what Selection) 
 				state = ", not before " + at(rc.NotBefore)
 			}
 			if _, err := fmt.Fprintf(w, "%s %s %s: report %s waits for %s%s\n",
-				rep.Kind, rep.Domain, day(rep.Window), rep.ID, ruapost.Clean(rc.Address, maxCell), state); err != nil {
+				rep.Kind, rep.Domain, FormatWindow(rep.Window), rep.ID, ruapost.Clean(rc.Address, maxCell), state); err != nil {
 				return found, err
 			}
 		}
@@ -88,7 +88,7 @@ func (r *Reporter) dryWaiting(ctx context.Context, w io.Writer, what Selection) 
 // dryReport tells what would become of a report that could be made.
 func (r *Reporter) dryReport(ctx context.Context, d *dueReport, suppressed suppressions) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s %s: %d counted: ", d.kind, d.domain, day(d.window), total(d.groups))
+	fmt.Fprintf(&b, "%s %s %s: %d counted: ", d.kind, d.domain, FormatWindow(d.window), total(d.groups))
 	recipients, _, err := r.wanted(ctx, d, suppressed)
 	if why, none := errors.AsType[noReport](err); none {
 		fmt.Fprintf(&b, "%s, would be dropped\n", why)

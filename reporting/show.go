@@ -112,7 +112,7 @@ func (r *Reporter) showReport(ctx context.Context, w io.Writer, rep *ruapost.Rep
 		return r.showJSON(ctx, w, rep, how)
 	}
 	e := r.reportEntry(rep)
-	fmt.Fprintf(w, "=== %s report %s about %s, %s: %s\n", rep.Kind, rep.ID, rep.Domain, day(rep.Window), ruapost.Clean(e.stateText(), maxCell))
+	fmt.Fprintf(w, "=== %s report %s about %s, %s: %s\n", rep.Kind, rep.ID, rep.Domain, FormatWindow(rep.Window), ruapost.Clean(e.stateText(), maxCell))
 	for _, rc := range rep.Recipients {
 		fmt.Fprintf(w, "    %s: %s\n", ruapost.Clean(rc.Address, maxCell), ruapost.Clean(recipientState(&rc), maxCell))
 	}
@@ -314,11 +314,11 @@ var errNothingNew = errors.New("nothing is recorded")
 
 func (r *Reporter) preview(ctx context.Context, w io.Writer, d *dueReport, covered coverage) error {
 	if err := r.reportable(d); err != nil {
-		_, err = fmt.Fprintf(w, "=== no %s report of %s, %d counted: %v\n\n", d.kind, day(d.window), total(d.groups), err)
+		_, err = fmt.Fprintf(w, "=== no %s report of %s, %d counted: %v\n\n", d.kind, FormatWindow(d.window), total(d.groups), err)
 		return err
 	}
 	rep, legacy := r.previewOf(d, covered)
-	fmt.Fprintf(w, "=== %s report of %s as it would be now, not sent yet\n", d.kind, day(d.window))
+	fmt.Fprintf(w, "=== %s report of %s as it would be now, not sent yet\n", d.kind, FormatWindow(d.window))
 	if err := r.writeRecorded(ctx, w, rep, legacy); err != nil {
 		return err
 	}

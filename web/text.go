@@ -59,7 +59,7 @@ var functions = template.FuncMap{
 	"clock":      func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05") },
 	"machine":    func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 	"unix":       func(s int64) time.Time { return time.Unix(s, 0).UTC() },
-	"window":     window,
+	"window":     reporting.FormatWindow,
 	"class":      stateClass,
 	"title":      stateTitle,
 	"domainPath": domainPath,
@@ -125,17 +125,4 @@ func stateTitle(name string) string {
 		return states[i].title
 	}
 	return name
-}
-
-// window writes the interval that a report is about.
-func window(w ruapost.Window) string {
-	start, end := w.Start.UTC(), w.End.UTC()
-	if w == ruapost.Day(start) {
-		return start.Format(time.DateOnly)
-	}
-	to := end.Format("15:04")
-	if to == "00:00" {
-		to = "24:00"
-	}
-	return start.Format("2006-01-02 15:04") + "–" + to
 }

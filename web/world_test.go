@@ -189,13 +189,15 @@ func (w *world) config() Config {
 
 // check is what the DNS page shows.
 func (w *world) check(context.Context) ([]check.Finding, []check.Record) {
-	return []check.Finding{
+	findings := []check.Finding{
 		{Level: check.OK, What: "reports come from reports@reports.example.net, and reports.example.net signs them"},
 		{Level: check.Fault, What: "_dmarc.reports.example.net is not published: receivers refuse reports " + hostile, Mend: "Publish one:\n    _dmarc.reports.example.net. IN TXT \"v=DMARC1; p=reject\""},
 		{Level: check.Warning, What: "SPF of reports.example.net is neutral for 192.0.2.25"},
-	}, []check.Record{
+	}
+	records := []check.Record{
 		{Name: "s2026._domainkey.reports.example.net", Why: "the public key that reports are signed with", Want: "v=DKIM1; k=rsa; p=MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAwFw", Published: []string{"v=DKIM1; k=rsa; p=MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAwFw"}, OK: true},
 		{Name: "_dmarc.reports.example.net", Why: "the policy", Want: "v=DMARC1; p=reject", Published: []string{}},
 		{Name: "_smtp._tls.reports.example.net", Why: "asks for reports about TLS", Want: "v=TLSRPTv1; rua=mailto:postmaster@reports.example.net", Published: []string{hostile}},
 	}
+	return findings, records
 }
