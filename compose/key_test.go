@@ -35,7 +35,7 @@ func TestGenerateKey(t *testing.T) {
 
 func TestRecord(t *testing.T) {
 	for _, key := range []crypto.Signer{rsaKey, edKey} {
-		if s := (&Signer{Domain: "example.org", Selector: "ed", Key: key}); strings.Contains(s.Record(), "s=") {
+		if s := (&Signer{Domain: "example.org", Selector: "ed", Key: key}); strings.Contains(s.Record(), "; s=") {
 			t.Errorf("%s limits the service", s.Record())
 		}
 	}
