@@ -30,9 +30,8 @@ const (
 // answer is what is kept of a domain.
 type answer struct {
 	*verdict
-	// since is when this verdict first held, Unix seconds, and before the one that did
-	// until then, nil if that is long ago: sessions are judged by what held when they
-	// began.
+	// before is the verdict until since, Unix seconds, or nil if that is long ago: sessions
+	// are judged by what held when they began.
 	since  int64
 	before *verdict
 	// settings are those that it was found by.

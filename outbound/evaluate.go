@@ -48,6 +48,8 @@ type Settings struct {
 	DeferOnError bool
 	// Overrides are exceptions.
 	Overrides []Override
+
+	nothing answer // for all domains that have always had this one
 }
 
 // Override is an exception for domains: a name is that domain alone, one with a dot

@@ -57,7 +57,7 @@ type Policies struct {
 // store, or in memory only if that is nil.
 func NewPolicies(r Resolver, f *mtasts.Fetcher, store PolicyStore, s Settings) *Policies {
 	p := &Policies{resolver: r}
-	p.settings.Store(&s)
+	p.use(s)
 	p.answers = newAnswers(p.evaluate)
 	p.sts = newSTSCache(r, f, store, func(domain string) {
 		if _, ok := p.answers.GetIfPresent(domain); ok {
@@ -71,8 +71,13 @@ func NewPolicies(r Resolver, f *mtasts.Fetcher, store PolicyStore, s Settings) *
 // get answers by the old ones, which are forgotten.
 func (p *Policies) Reload(f *mtasts.Fetcher, s Settings) {
 	p.sts.fetcher.Store(f)
-	p.settings.Store(&s)
+	p.use(s)
 	p.answers.InvalidateAll()
+}
+
+func (p *Policies) use(s Settings) {
+	s.nothing = answer{verdict: nothing, settings: &s}
+	p.settings.Store(&s)
 }
 
 // Close ends the fetches that are under way.
@@ -142,6 +147,9 @@ func (p *Policies) evaluate(ctx context.Context, domain string, old *answer) *an
 	}
 	if p.Problems != nil {
 		p.Problems.add(f, a.verdict)
+	}
+	if a.verdict == nothing && a.before == nil {
+		return &settings.nothing
 	}
 	return a
 }

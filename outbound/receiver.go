@@ -35,6 +35,12 @@ const (
 	lastDatagrams = 10_000
 	// lastRecording is how long it then waits for the store, which may be locked.
 	lastRecording = 5 * time.Second
+	// drainNice is the niceness of the thread that drains the socket, if RLIMIT_NICE allows
+	// it: the thread does little, and what it comes late for is lost.
+	drainNice = -10
+	// nap is how long that thread sleeps when it has found several datagrams, so that it
+	// need not wake up for each of many.
+	nap = 100 * time.Microsecond
 	// readRetry is the pause after the socket itself failed.
 	readRetry = time.Second
 	// complainEach is how often what Postfix gets wrong is logged; it is all counted.
@@ -112,8 +118,8 @@ func (w *waiting) drain(ctx context.Context, conn *net.UnixConn) error {
 		}
 	}()
 	return raw.Control(func(fd uintptr) {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
+		runtime.LockOSThread() // for good: nobody else is to have its niceness
+		_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), drainNice)
 		w.drainFD(ctx, int(fd), stop)
 	})
 }
@@ -123,6 +129,8 @@ func (w *waiting) drainFD(ctx context.Context, fd, stop int) {
 	buf := make([]byte, tlsrpt.MaxDatagram+1) // what fills it is too long
 	polled := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(stop), Events: unix.POLLIN}}
 	patience := -1
+	rest := unix.NsecToTimespec(int64(nap))
+	found := 0 // datagrams since the socket was empty
 	for left := lastDatagrams; left > 0; {
 		if ctx.Err() != nil { // from now on only what is there already
 			polled, patience = polled[:1], int(lastLook.Milliseconds())
@@ -132,7 +140,12 @@ func (w *waiting) drainFD(ctx context.Context, fd, stop int) {
 		switch {
 		case err == nil:
 			w.add(buf[:n])
+			found++
+		case errors.Is(err, unix.EAGAIN) && found > 1:
+			found = 0
+			unix.Nanosleep(&rest, nil) // a signal ends it early, which does no harm
 		case errors.Is(err, unix.EAGAIN):
+			found = 0
 			if n, err := unix.Poll(polled, patience); n == 0 && err == nil {
 				return
 			}
@@ -162,6 +175,7 @@ func (w *waiting) add(data []byte) {
 func (w *waiting) parse(ctx context.Context, batches chan<- batch) {
 	defer close(batches)
 	var complained time.Time
+	var known parsed
 	for d := range w.datagrams {
 		if len(w.datagrams) < maxTogether {
 			select {
@@ -171,7 +185,7 @@ func (w *waiting) parse(ctx context.Context, batches chan<- batch) {
 		}
 		b := batch{sessions: make([]ruapost.Session, 0, min(len(w.datagrams)+1, maxTogether))}
 		for more := true; more; {
-			if err := b.add(d); err != nil && time.Since(complained) > complainEach {
+			if err := b.add(d, &known); err != nil && time.Since(complained) > complainEach {
 				complained = time.Now()
 				slog.Warn("TLSRPT datagram dropped", "octets", len(d.data), "err", ruapost.Clean(err.Error(), 300))
 			}
@@ -189,9 +203,9 @@ func (w *waiting) parse(ctx context.Context, batches chan<- batch) {
 }
 
 // add adds what the datagram tells. If it cannot be read that is counted.
-func (b *batch) add(d datagram) error {
+func (b *batch) add(d datagram, known *parsed) error {
 	b.octets += len(d.data)
-	sessions, err := tlsrpt.ParseDatagram(d.data)
+	sessions, err := known.parse(d.data)
 	if err != nil {
 		datagramsBad.Inc()
 		return err
@@ -202,6 +216,32 @@ func (b *batch) add(d datagram) error {
 		b.sessions = append(b.sessions, s)
 	}
 	return nil
+}
+
+// maxParsed bounds the octets of the datagrams of which it is remembered what they tell.
+const maxParsed = 1 << 20
+
+// parsed are the sessions that datagrams have told of. Most say what others have said:
+// that a session with some host went well.
+type parsed struct {
+	sessions map[string][]ruapost.Session
+	octets   int
+}
+
+// parse is tlsrpt.ParseDatagram. What it returns is not to be changed.
+func (p *parsed) parse(data []byte) ([]ruapost.Session, error) {
+	if sessions, ok := p.sessions[string(data)]; ok {
+		return sessions, nil
+	}
+	sessions, err := tlsrpt.ParseDatagram(data)
+	if err != nil {
+		return nil, err
+	}
+	if p.octets += len(data); p.octets > maxParsed || p.sessions == nil {
+		p.sessions, p.octets = map[string][]ruapost.Session{}, len(data)
+	}
+	p.sessions[string(data)] = sessions
+	return sessions, nil
 }
 
 // record records the batches.

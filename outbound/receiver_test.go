@@ -98,6 +98,41 @@ func TestReceive(t *testing.T) {
 	}
 }
 
+// What a datagram tells is remembered, errors are not, and so much only: domains are what
+// strangers say.
+func TestParsedIsBounded(t *testing.T) {
+	var known parsed
+	if _, err := known.parse([]byte("{")); err == nil || len(known.sessions) > 0 {
+		t.Fatal("a datagram that cannot be read is remembered:", known.sessions)
+	}
+	first := []byte(event("a.example", 1))
+	want, err := known.parse(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var most int
+	for i := range 3 * maxParsed / len(first) {
+		got, err := known.parse(fmt.Appendf(nil, "%s%*s", event("b.example", 0), i, ""))
+		if err != nil || len(got) != 1 || got[0].Domain != "b.example" {
+			t.Fatal(got, err)
+		}
+		octets := 0
+		for data := range known.sessions {
+			octets += len(data)
+		}
+		if most = max(most, octets); octets != known.octets || most > maxParsed {
+			t.Fatalf("%d octets are remembered, counted as %d, at most %d", octets, known.octets, maxParsed)
+		}
+		if again, err := known.parse(first); err != nil || !cmp.Equal(want, again) {
+			t.Fatal(cmp.Diff(want, again), err)
+		}
+		if known.octets < most {
+			return
+		}
+	}
+	t.Error("never began anew")
+}
+
 // The socket is drained whatever the store does: its own queue may hold eleven
 // datagrams, and Postfix does not send twice.
 func TestReceiveWithSlowStore(t *testing.T) {

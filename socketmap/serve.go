@@ -2,13 +2,13 @@ package socketmap
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"ruapost"
@@ -61,6 +61,7 @@ func Serve(ctx context.Context, conn net.Conn, h Handler) error {
 	r := bufio.NewReaderSize(conn, readBuffer)
 	buf := make([]byte, 0, writeBuffer)
 	var deadlinesSet time.Time
+	var mapName string
 	for {
 		renewDeadlines(conn, &deadlinesSet)
 		if ctx.Err() != nil { // else wake comes after the deadline just set
@@ -74,11 +75,14 @@ func Serve(ctx context.Context, conn net.Conn, h Handler) error {
 			return fmt.Errorf("socketmap: read query: %w", err)
 		}
 		// The key may hold blanks, the map name cannot.
-		mapName, key, ok := strings.Cut(string(query), " ")
+		table, key, ok := bytes.Cut(query, []byte(" "))
 		if !ok {
 			return fmt.Errorf("socketmap: read query: %w: no blank after the map name", ErrMalformed)
 		}
-		reply := answer(handlerCtx, h, mapName, key)
+		if string(table) != mapName { // most clients ask one
+			mapName = string(table)
+		}
+		reply := answer(handlerCtx, h, mapName, string(key))
 
 		buf = reply.appendTo(buf[:0])
 		renewDeadlines(conn, &deadlinesSet)

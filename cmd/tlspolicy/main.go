@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"sync"
 
@@ -37,6 +38,9 @@ const gcPercent = 30
 
 func main() {
 	debug.SetGCPercent(gcPercent)
+	// One more than there are processors: the thread that drains the TLSRPT socket must not
+	// wait, when it comes back from the kernel, for a goroutine to give one up.
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)
 	daemon.MainOrCommand(program, usage, run, terminal)
 }
 
