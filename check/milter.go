@@ -63,6 +63,14 @@ func takesMail(name string) bool {
 	return kind == "pass" || kind == "inet" && (port == "smtp" || port == "25")
 }
 
+// takesSubmission says whether a service takes mail of this system's own users, which is
+// not judged.
+func takesSubmission(name string) bool {
+	endpoint := strings.TrimSuffix(name, "/inet")
+	port := endpoint[strings.LastIndexByte(endpoint, ':')+1:]
+	return slices.Contains([]string{"submission", "submissions", "smtps", "465", "587"}, port)
+}
+
 // isMilter says whether an item of smtpd_milters, such as { unix:run/m.sock, protocol=6 },
 // leads to ruapost-milter.
 func (c *checker) isMilter(p *postfix, item string, chroot bool) bool {
@@ -86,7 +94,7 @@ func (c *checker) checkMilter(ctx context.Context) {
 	var silent []string
 	for _, s := range all {
 		switch {
-		case s.asks && (s.front && !s.proxied || proxied):
+		case s.asks && !s.proxied && (s.front || proxied && !takesSubmission(s.name)):
 			asked = true
 		case s.front && !s.proxied:
 			silent = append(silent, s.name)

@@ -53,6 +53,13 @@ func TestMilter(t *testing.T) {
 			w.masterCf = "smtp/inet/command = postscreen\nsmtpd/pass/command = smtpd\n"
 		}, nil},
 		"no_milters": {func(w *world, _ string) { w.settings["receive_override_options"] = "no_milters" }, []string{"fault: smtpd_milters does not name"}},
+		"behind a filter, whose way back has no milters": {func(w *world, _ string) {
+			w.masterCf += "127.0.0.1:10026/inet/command = smtpd\nsubmission/inet/command = smtpd\n"
+			w.overrides = map[string]string{
+				"smtp/inet/smtpd_proxy_filter":                  "127.0.0.1:10025",
+				"127.0.0.1:10026/inet/receive_override_options": "no_milters",
+			}
+		}, []string{"fault: smtpd_milters does not name"}},
 		"behind a filter": {func(w *world, _ string) {
 			w.masterCf += "127.0.0.1:10026/inet/command = smtpd\n"
 			w.overrides = map[string]string{"smtp/inet/smtpd_proxy_filter": "127.0.0.1:10025", "smtp/inet/smtpd_milters": ""}

@@ -207,7 +207,7 @@ func (s *saved) note(p *Postfix, toml *tomlFile, parameters, keys []Change) erro
 		s.Toml.note(toml.path, toml.text, toml.exists)
 	}
 	for _, c := range parameters {
-		note(&s.Parameters, c, p.Main)
+		p.note(&s.Parameters, c)
 	}
 	for _, c := range keys {
 		s.Keys = append(slices.DeleteFunc(s.Keys, func(k savedValue) bool { return k.Name == c.Name }), savedValue{Name: c.Name, After: c.New})
@@ -241,9 +241,9 @@ func (f *savedFile) restore() error {
 }
 
 // note is saved.note for a parameter.
-func note(all *[]savedValue, c Change, now map[string]string) {
+func (p *Postfix) note(all *[]savedValue, c Change) {
 	var before *string
-	if value, ok := now[c.Name]; ok {
+	if value, ok := p.Main[c.Name]; ok {
 		before = &value
 	}
 	i := slices.IndexFunc(*all, func(v savedValue) bool { return v.Name == c.Name })
@@ -253,9 +253,22 @@ func note(all *[]savedValue, c Change, now map[string]string) {
 	}
 	v := &(*all)[i]
 	if !same(before, &v.After) && !same(before, v.Before) {
-		v.Before = before // somebody else has changed it since
+		v.Before = p.withoutAdded(before, v) // somebody else has changed it since
 	}
 	v.After = c.New
+}
+
+// withoutAdded returns the value without what an earlier setup has put into it, which must
+// not come back with an undo.
+func (p *Postfix) withoutAdded(value *string, v *savedValue) *string {
+	if value == nil {
+		return nil
+	}
+	rest := p.without(*value, p.added(&saved{Parameters: []savedValue{*v}}))
+	if rest == "" && v.Before == nil {
+		return nil
+	}
+	return &rest
 }
 
 // same says whether two values, of which nil is none, are the same to Postfix.

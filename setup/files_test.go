@@ -126,6 +126,7 @@ func TestSavedFile(t *testing.T) {
 func TestSavedValue(t *testing.T) {
 	var all []savedValue
 	c := Change{Name: "smtp_tls_loglevel", New: "1"}
+	note := func(all *[]savedValue, c Change, now map[string]string) { newPostfix(now).note(all, c) }
 	note(&all, c, map[string]string{})
 	note(&all, c, map[string]string{"smtp_tls_loglevel": "1"}) // by us
 	if all[0].Before != nil {
@@ -134,6 +135,20 @@ func TestSavedValue(t *testing.T) {
 	note(&all, c, map[string]string{"smtp_tls_loglevel": "0"}) // by somebody
 	if all[0].Before == nil || *all[0].Before != "0" || len(all) != 1 {
 		t.Errorf("before us it was 0: %+v", all)
+	}
+
+	// Our table, beside which somebody has put another, is not his for that.
+	all = nil
+	note(&all, Change{Name: policyMaps, New: ourTable}, map[string]string{})
+	note(&all, Change{Name: policyMaps, New: ourTable + "withTLSRPT, hash:/etc/tls"}, map[string]string{policyMaps: "hash:/etc/tls, " + ourTable})
+	if all[0].Before == nil || *all[0].Before != "hash:/etc/tls" {
+		t.Errorf("an undo would put our own table back: %+v", all)
+	}
+	all = nil
+	note(&all, Change{Name: "smtpd_milters", New: ourMilter}, map[string]string{})
+	note(&all, Change{Name: "smtpd_milters", New: ourMilter}, map[string]string{"smtpd_milters": "unix:run/ruapost/milter.sock"})
+	if all[0].Before != nil {
+		t.Errorf("an undo would put our own milter back: %+v", all)
 	}
 }
 
