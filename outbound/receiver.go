@@ -33,6 +33,8 @@ const (
 	// and lastDatagrams how many it still reads. Far fewer fit into the queue.
 	lastLook      = 50 * time.Millisecond
 	lastDatagrams = 10_000
+	// lastReading is how long it reads these at most: Postfix goes on telling.
+	lastReading = time.Second
 	// lastRecording is how long it then waits for the store, which may be locked.
 	lastRecording = 5 * time.Second
 	// drainNice is the niceness of the thread that drains the socket, if RLIMIT_NICE allows
@@ -129,12 +131,18 @@ func (w *waiting) drainFD(ctx context.Context, fd, stop int) {
 	buf := make([]byte, tlsrpt.MaxDatagram+1) // what fills it is too long
 	polled := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(stop), Events: unix.POLLIN}}
 	patience := -1
+	var until time.Time
 	rest := unix.NsecToTimespec(int64(nap))
 	found := 0 // datagrams since the socket was empty
 	for left := lastDatagrams; left > 0; {
 		if ctx.Err() != nil { // from now on only what is there already
+			if patience < 0 {
+				until = time.Now().Add(lastReading)
+			}
 			polled, patience = polled[:1], int(lastLook.Milliseconds())
-			left--
+			if left--; time.Now().After(until) {
+				return
+			}
 		}
 		n, err := unix.Read(fd, buf)
 		switch {

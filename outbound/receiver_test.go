@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -179,6 +180,24 @@ func TestReceiveEndsWhateverComes(t *testing.T) {
 }
 
 // What waits is bounded by its size, too.
+// Postfix does not stop telling when the daemon is to stop.
+func TestReceiveEndsThoughMoreComes(t *testing.T) {
+	out, cancel, done := receiving(t, &recorder{})
+	ticks := time.NewTicker(4 * time.Millisecond)
+	defer ticks.Stop()
+	cancel()
+	for late := time.After(2 * lastReading); ; {
+		select {
+		case <-done:
+			return
+		case <-late:
+			t.Fatal("still reading")
+		case <-ticks.C:
+			out.Write([]byte(event("a.example", 0)))
+		}
+	}
+}
+
 func TestReceiveLongDatagrams(t *testing.T) {
 	rec := &recorder{gate: make(chan struct{})}
 	out, cancel, done := receiving(t, rec)
