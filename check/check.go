@@ -1,9 +1,9 @@
 // Package check looks at a host as an administrator would who sets up ruapost beside
 // Postfix. For ruapost-tlspolicy these are Postfix's settings, the sockets between the
-// two and who may use them, also the milter's, and the DNS servers (TLSPolicy); for ruapost-reporter it is
-// whether receivers take its reports: what the DNS says of the domain they come from, and
-// the key they are signed with (Reporter). For each fault it says how to mend it. It
-// changes nothing and does not open the store.
+// two and who may use them, also the milter's, and the DNS servers (TLSPolicy); for
+// ruapost-reporter it is whether receivers take its reports: what the DNS says of the domain
+// they come from, and the key they are signed with (Reporter). For each fault it says how to
+// mend it. It changes nothing and does not open the store.
 package check
 
 import (

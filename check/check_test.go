@@ -137,8 +137,8 @@ func (w *world) mode(path string, mode os.FileMode) {
 	}
 }
 
-// listen serves policy queries at a socket that everybody may use.
-func (w *world) listen(name string) {
+// socket makes one that everybody may use.
+func (w *world) socket(name string) net.Listener {
 	w.t.Helper()
 	l, err := net.Listen("unix", filepath.Join(w.sockets, name))
 	if err != nil {
@@ -146,7 +146,13 @@ func (w *world) listen(name string) {
 	}
 	w.t.Cleanup(func() { l.Close() })
 	w.mode(l.Addr().String(), 0o666)
-	go w.serve(l)
+	return l
+}
+
+// listen serves policy queries at a socket that everybody may use.
+func (w *world) listen(name string) {
+	w.t.Helper()
+	go w.serve(w.socket(name))
 }
 
 func (w *world) serve(l net.Listener) {
@@ -162,12 +168,7 @@ func (w *world) serve(l net.Listener) {
 // listenMilter agrees to what is offered to a milter.
 func (w *world) listenMilter(name string) {
 	w.t.Helper()
-	l, err := net.Listen("unix", filepath.Join(w.sockets, name))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.t.Cleanup(func() { l.Close() })
-	w.mode(l.Addr().String(), 0o666)
+	l := w.socket(name)
 	go func() {
 		for {
 			conn, err := l.Accept()

@@ -57,18 +57,22 @@ func (c *checker) readServers(p *postfix, override, columns map[string]string) {
 
 // takesMail says whether a service such as smtp/inet takes mail from other hosts.
 func takesMail(name string) bool {
-	slash := strings.LastIndexByte(name, '/')
-	endpoint, kind := name[:max(slash, 0)], name[slash+1:]
-	port := endpoint[strings.LastIndexByte(endpoint, ':')+1:]
+	port, kind := portOf(name)
 	return kind == "pass" || kind == "inet" && (port == "smtp" || port == "25")
 }
 
 // takesSubmission says whether a service takes mail of this system's own users, which is
 // not judged.
 func takesSubmission(name string) bool {
-	endpoint := strings.TrimSuffix(name, "/inet")
-	port := endpoint[strings.LastIndexByte(endpoint, ':')+1:]
-	return slices.Contains([]string{"submission", "submissions", "smtps", "465", "587"}, port)
+	port, kind := portOf(name)
+	return kind == "inet" && slices.Contains([]string{"submission", "submissions", "smtps", "465", "587"}, port)
+}
+
+// portOf returns the port and type of a service, such as 25 and inet of 192.0.2.1:25/inet.
+func portOf(name string) (port, kind string) {
+	slash := strings.LastIndexByte(name, '/')
+	endpoint := name[:max(slash, 0)]
+	return endpoint[strings.LastIndexByte(endpoint, ':')+1:], name[slash+1:]
 }
 
 // isMilter says whether an item of smtpd_milters, such as { unix:run/m.sock, protocol=6 },

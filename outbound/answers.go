@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// maxAnswerBytes bounds the memory for answers, approximately: a few hundred thousand
-	// of domains without a policy.
+	// maxAnswerBytes bounds the memory for answers, approximately: 150,000 domains without a
+	// policy.
 	maxAnswerBytes = 32 << 20
 	// answerWeight and verdictWeight are what an answer, and one that is not the same for
 	// many domains, take besides their octets.

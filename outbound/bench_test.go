@@ -13,7 +13,7 @@ func BenchmarkAnswer(b *testing.B) {
 	keys := make([]string, domains)
 	for i := range keys {
 		keys[i] = fmt.Sprintf("domain%d.example", i)
-		p.answers.Set(keys[i], &answer{verdict: nothing, settings: p.settings.Load()})
+		p.answers.Set(keys[i], &p.settings.Load().nothing)
 	}
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {

@@ -125,9 +125,9 @@ func (l *Logs) record(ctx context.Context, sessions []ruapost.Session, at ruapos
 	return err
 }
 
-// sessions returns what the events are for the domains of their recipients. An error is returned if ctx has
-// ended, or if the DNS fails for all of them; without one, what could not be found out is
-// left out.
+// sessions returns what the events are for the domains of their recipients. An error is
+// returned if ctx has ended, or if the DNS fails for all of them; without one, what could
+// not be found out is left out.
 func (l *Logs) sessions(ctx context.Context, events []maillog.Event) ([]ruapost.Session, error) {
 	for i := range events {
 		if events[i].Datagram {

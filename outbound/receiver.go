@@ -75,7 +75,8 @@ type batch struct {
 // Receive reads Postfix's TLSRPT datagrams from conn and records what they tell
 // until ctx ends; then it records what is still there and returns. A datagram that
 // cannot be read is counted and forgotten. If rec is nil all sessions are, so that
-// Postfix does not find the socket full. conn must stay open until Receive returns.
+// Postfix does not find the socket full. conn must stay open until Receive returns, which
+// should be called in a goroutine of its own: it is bound to a thread from then on.
 func Receive(ctx context.Context, conn *net.UnixConn, rec Recorder) {
 	w := &waiting{datagrams: make(chan datagram, maxWaiting)}
 	batches := make(chan batch)
@@ -226,7 +227,8 @@ func (b *batch) add(d datagram, known *parsed) error {
 	return nil
 }
 
-// maxParsed bounds the octets of the datagrams of which it is remembered what they tell.
+// maxParsed bounds the octets of the datagrams of which it is remembered what they tell. In
+// memory that may be 16 times as much, of datagrams that nobody sends.
 const maxParsed = 1 << 20
 
 // parsed are the sessions that datagrams have told of. Most say what others have said:

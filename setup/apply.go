@@ -264,7 +264,7 @@ func (p *Postfix) withoutAdded(value *string, v *savedValue) *string {
 	if value == nil {
 		return nil
 	}
-	rest := p.without(*value, p.added(&saved{Parameters: []savedValue{*v}}))
+	rest := p.without(*value, p.added([]savedValue{*v}, p.leadsTo))
 	if rest == "" && v.Before == nil {
 		return nil
 	}
@@ -401,8 +401,20 @@ func (p *Postfix) undoMain(ctx context.Context, s *saved, u *Undone) error {
 		}
 		return s.MainCf.restore()
 	}
-	var set, unset []string
-	for _, v := range s.Parameters {
+	set, unset := p.undoParameters(s.Parameters, u)
+	if err := p.edit(ctx, "-X", unset); err != nil {
+		return err
+	}
+	return p.edit(ctx, "-e", set)
+}
+
+// undoParameters returns what postconf is to set and to unset. If Postfix goes on asking for
+// policies, by a line that is not setup's, all but the lists waits: without DNSSEC, say,
+// Postfix would defer the mail for which an answer is "dane".
+func (p *Postfix) undoParameters(parameters []savedValue, u *Undone) (set, unset []string) {
+	ours := p.added(parameters, p.leadsTo)
+	asks := slices.ContainsFunc(p.asking(parameters), func(l Left) bool { return !slices.Contains(lists, l.Name) })
+	for _, v := range parameters {
 		var value *string
 		if text, ok := p.Main[v.Name]; ok {
 			value = &text
@@ -414,8 +426,10 @@ func (p *Postfix) undoMain(ctx context.Context, s *saved, u *Undone) error {
 		switch {
 		case same(value, v.Before):
 			continue // it is already, or was never changed
+		case asks && !slices.Contains(lists, v.Name):
+			continue
 		case !same(value, &v.After) && value != nil && slices.Contains(lists, v.Name):
-			rest := p.without(*value, p.added(s))
+			rest := p.without(*value, ours)
 			u.Kept = append(u.Kept, Left{Name: v.Name, What: describeValue(&rest) + "; before setup it was " + describeValue(v.Before)})
 			if rest == "" && v.Before == nil {
 				unset = append(unset, v.Name)
@@ -433,17 +447,14 @@ func (p *Postfix) undoMain(ctx context.Context, s *saved, u *Undone) error {
 		}
 		u.Restored = append(u.Restored, v.Name)
 	}
-	if err := p.edit(ctx, "-X", unset); err != nil {
-		return err
-	}
-	return p.edit(ctx, "-e", set)
+	return set, unset
 }
 
 // look tells what of main.cf and master.cf still asks ruapost after undoMain.
 func (p *Postfix) look(ctx context.Context, s *saved, u *Undone) error {
 	now, err := Read(ctx, p.program, p.Dir)
 	if err == nil {
-		u.Left = append(u.Left, now.asking(p.added(s))...)
+		u.Left = append(u.Left, now.asking(s.Parameters)...)
 	}
 	return err
 }
@@ -465,9 +476,13 @@ func (p *Postfix) leadsTo(a, b entry) bool {
 		a.network == "unix" && postconf.Reached(p.Queue, a.address, false) == postconf.Reached(p.Queue, b.address, false))
 }
 
-// added returns the entries that setup has put into the lists.
-func (p *Postfix) added(s *saved) (all []entry) {
-	for _, v := range s.Parameters {
+// sameEntry says whether two entries are written alike.
+func sameEntry(a, b entry) bool { return a.text == b.text }
+
+// added returns the entries that setup has put into the lists, but for those that were there
+// before by known: sameEntry, or leadsTo if one that setup has only changed does not count.
+func (p *Postfix) added(parameters []savedValue, known func(before, e entry) bool) (all []entry) {
+	for _, v := range parameters {
 		if !slices.Contains(lists, v.Name) {
 			continue
 		}
@@ -477,7 +492,7 @@ func (p *Postfix) added(s *saved) (all []entry) {
 		}
 		for _, text := range postconf.Items(v.After) {
 			e := p.item(text)
-			if e.network != "" && !slices.ContainsFunc(before, func(b string) bool { return p.leadsTo(p.item(b), e) }) {
+			if e.network != "" && !slices.ContainsFunc(before, func(b string) bool { return known(p.item(b), e) }) {
 				all = append(all, e)
 			}
 		}
@@ -500,9 +515,10 @@ func (p *Postfix) without(list string, ours []entry) string {
 }
 
 // asking returns the lines of main.cf and master.cf by which Postfix asks for TLS policies
-// where one of ours leads. Without an answer mail waits; without a milter it does not.
-func (p *Postfix) asking(ours []entry) (all []Left) {
-	ours = slices.DeleteFunc(slices.Clone(ours), func(e entry) bool { return tableEntry(e.text).network == "" })
+// where one of ours leads, or one that setup has changed. Without an answer mail waits;
+// without a milter it does not.
+func (p *Postfix) asking(parameters []savedValue) (all []Left) {
+	ours := slices.DeleteFunc(p.added(parameters, sameEntry), func(e entry) bool { return tableEntry(e.text).network == "" })
 	for _, name := range slices.Sorted(maps.Keys(p.Main)) {
 		value := p.Main[name]
 		if rest := p.without(value, ours); rest != value {

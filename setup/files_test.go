@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -149,6 +150,43 @@ func TestSavedValue(t *testing.T) {
 	note(&all, Change{Name: "smtpd_milters", New: ourMilter}, map[string]string{"smtpd_milters": "unix:run/ruapost/milter.sock"})
 	if all[0].Before != nil {
 		t.Errorf("an undo would put our own milter back: %+v", all)
+	}
+}
+
+// While Postfix asks for policies in another way than setup's, it needs what they are
+// followed by: it would defer mail to domains with DANE or MTA-STS (smtp_tls_policy.c).
+func TestUndoWhileAsked(t *testing.T) {
+	const support = "smtp_dns_support_level"
+	saved := []savedValue{{Name: policyMaps, After: ourTable}, {Name: support, After: "dnssec"}}
+	for name, tt := range map[string]struct {
+		main        map[string]string
+		unset, kept []string
+	}{
+		"as setup left it":   {map[string]string{policyMaps: ourTable}, []string{policyMaps, support}, nil},
+		"beside another":     {map[string]string{policyMaps: "hash:/etc/tls, " + ourTable}, []string{support}, []string{policyMaps}},
+		"through a variable": {map[string]string{policyMaps: "$tables", "tables": ourTable}, nil, []string{policyMaps}},
+	} {
+		tt.main[support] = "dnssec"
+		u := &Undone{}
+		_, unset := newPostfix(tt.main).undoParameters(saved, u)
+		var kept []string
+		for _, l := range u.Kept {
+			kept = append(kept, l.Name)
+		}
+		if !slices.Equal(unset, tt.unset) || !slices.Equal(kept, tt.kept) {
+			t.Errorf("%s: unset %q, kept %q", name, unset, kept)
+		}
+	}
+}
+
+// A table that was there before setup asks again after it.
+func TestAskingByHand(t *testing.T) {
+	byHand := "socketmap:unix:run/ruapost/policy.sock:QUERY"
+	saved := []savedValue{{Name: policyMaps, Before: &byHand, After: ourTable}}
+	for value, asks := range map[string]bool{byHand: true, "hash:/etc/tls": false} {
+		if got := newPostfix(map[string]string{policyMaps: value}).asking(saved); (len(got) == 1) != asks {
+			t.Errorf("%s: %+v", value, got)
+		}
 	}
 }
 

@@ -419,9 +419,9 @@ func TestAskResolver(t *testing.T) {
 func TestWithout(t *testing.T) {
 	p := newPostfix(nil)
 	before := "inet:localhost:8891"
-	ours := p.added(&saved{Parameters: []savedValue{
+	ours := p.added([]savedValue{
 		{Name: policyMaps, After: ourTable}, {Name: "smtpd_milters", Before: &before, After: before + ", " + ourMilter},
-	}})
+	}, p.leadsTo)
 	for list, want := range map[string]string{
 		ourTable:                    "",
 		"hash:/etc/tls " + ourTable: "hash:/etc/tls",

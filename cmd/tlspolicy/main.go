@@ -38,8 +38,9 @@ const gcPercent = 30
 
 func main() {
 	debug.SetGCPercent(gcPercent)
-	// One more than there are processors: the thread that drains the TLSRPT socket must not
-	// wait, when it comes back from the kernel, for a goroutine to give one up.
+	// One more than there are processors: the thread that drains the TLSRPT socket seldom has
+	// to wait then, when it comes back from the kernel, for a goroutine to give one up. The
+	// price is that a CPU limit which changes later is not followed.
 	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)
 	daemon.MainOrCommand(program, usage, run, terminal)
 }
